@@ -1,0 +1,66 @@
+"""The published cells as compact text; `genotypes.PUBLISHED` is the parsed table.
+
+One line a cell: `operation source` an edge, `,` between the two edges of a node, `|` between
+nodes. Sources: 0 is the output of cell k-2, 1 of cell k-1, s >= 2 is node s - 2 (the encoding of
+Liu et al., 2019, https://arxiv.org/abs/1806.09055). The number beside each is its arXiv id.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+SHORT_NAMES: Mapping[str, str] = MappingProxyType({
+    "max": "max_pool_3x3", "avg": "avg_pool_3x3", "skip": "skip_connect",
+    "sep3": "sep_conv_3x3", "sep5": "sep_conv_5x5", "sep7": "sep_conv_7x7",
+    "dil3": "dil_conv_3x3", "dil5": "dil_conv_5x5", "conv7": "conv_7x1_1x7"})
+
+
+class PublishedText(NamedTuple):
+    """A pair of cells in the compact notation of this file, and the states each concatenates."""
+
+    normal: str
+    reduction: str
+    normal_concat: tuple[int, ...] = (2, 3, 4, 5)
+    reduction_concat: tuple[int, ...] = (2, 3, 4, 5)
+
+
+PUBLISHED_TEXT: Mapping[str, PublishedText] = MappingProxyType({
+    "DARTS_V1": PublishedText(  # first order, 1806.09055, quark0/darts
+        "sep3 1, sep3 0 | skip 0, sep3 1 | skip 0, sep3 1 | sep3 0, skip 2",
+        "max 0, max 1 | skip 2, max 0 | max 0, skip 2 | skip 2, avg 0"),
+    "DARTS_V2": PublishedText(  # second order, 1806.09055, quark0/darts
+        "sep3 0, sep3 1 | sep3 0, sep3 1 | sep3 1, skip 0 | skip 0, dil3 2",
+        "max 0, max 1 | skip 2, max 1 | max 0, skip 2 | skip 2, max 1"),
+    "PC_DARTS_CIFAR": PublishedText(  # 1907.05737
+        "sep3 1, skip 0 | sep3 0, dil3 1 | sep5 0, sep3 1 | avg 0, dil3 1",
+        "sep5 1, max 0 | sep5 1, sep5 2 | sep3 0, sep3 3 | sep3 1, sep3 2"),
+    "PC_DARTS_IMAGENET": PublishedText(  # 1907.05737
+        "skip 1, sep3 0 | sep3 0, skip 1 | sep3 1, sep3 3 | sep3 1, dil5 4",
+        "sep3 0, skip 1 | dil5 2, max 1 | sep3 2, sep3 1 | sep5 0, sep3 3"),
+    "P_DARTS": PublishedText(  # 1904.12760
+        "skip 0, dil3 1 | skip 0, sep3 1 | sep3 1, sep3 3 | sep3 0, dil5 4",
+        "avg 0, sep5 1 | sep3 0, dil5 2 | max 0, dil3 1 | dil3 1, dil5 3"),
+    "DRNAS_CIFAR10": PublishedText(  # 2006.10355
+        "sep3 0, sep5 1 | sep3 1, sep3 2 | skip 0, sep3 1 | sep3 2, dil5 3",
+        "max 0, sep5 1 | dil5 2, sep5 1 | sep5 1, dil5 3 | skip 4, sep5 1"),
+    "DRNAS_IMAGENET": PublishedText(  # 2006.10355
+        "sep3 1, sep3 0 | sep3 0, sep3 1 | sep3 0, dil3 3 | skip 0, sep3 1",
+        "max 0, sep3 1 | sep3 0, skip 2 | sep3 0, sep3 2 | sep3 3, sep3 1"),
+    "DARTS_MINUS": PublishedText(  # 2009.01027, cifar10_s0_best of Meituan-AutoML/DARTS-
+        "sep3 0, sep5 1 | sep3 1, dil3 2 | skip 1, sep3 0 | skip 1, sep3 0",
+        "sep3 0, max 1 | skip 2, max 0 | skip 2, skip 3 | skip 2, skip 3"),
+    "GDAS_V1": PublishedText(  # 1910.04465, D-X-Y/AutoDL-Projects
+        "skip 0, skip 1 | skip 0, sep5 2 | sep3 3, skip 0 | sep5 4, sep3 3",
+        "sep5 0, sep3 1 | sep5 2, sep5 1 | dil5 2, sep3 1 | sep5 0, sep5 1"),
+    "NASNET_A": PublishedText(  # 1707.07012, in the encoding of 1806.09055
+        "sep5 1, sep3 0 | sep5 0, sep3 0 | avg 1, skip 0 | avg 0, avg 0 | sep3 1, skip 1",
+        "sep5 1, sep7 0 | max 1, sep7 0 | avg 1, sep5 0 | skip 3, avg 2 | sep3 2, max 1",
+        normal_concat=(2, 3, 4, 5, 6), reduction_concat=(4, 5, 6)),
+    "AMOEBANET_A": PublishedText(  # 1802.01548, in the encoding of 1806.09055
+        "avg 0, max 1 | sep3 0, sep5 2 | sep3 0, avg 3 | sep3 1, skip 1 | skip 0, avg 1",
+        "avg 0, sep3 1 | max 0, sep7 2 | sep7 0, avg 1 | max 0, max 1 | conv7 0, sep3 5",
+        normal_concat=(4, 5, 6), reduction_concat=(3, 4, 6)),
+    "PT_DARTS_CIFAR10": PublishedText(  # 1806.09055 as rerun by khanrc/pt.darts
+        "sep3 0, dil5 1 | skip 0, dil3 2 | sep3 1, skip 0 | sep3 1, skip 0",
+        "max 0, max 1 | max 0, skip 2 | skip 3, max 0 | skip 2, max 0"),
+})

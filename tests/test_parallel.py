@@ -1,0 +1,91 @@
+"""Replication, sharding, and a step on 8 devices against the same step on one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnas import parallel
+
+
+def test_available_devices():
+    assert parallel.available_devices(None) == jax.local_devices()
+    assert len(jax.local_devices()) == 8
+    assert parallel.available_devices(3) == jax.local_devices()[:3]
+    with pytest.raises(ValueError, match=r"\[1, 8\].*got 9.*device_count=9"):
+        parallel.available_devices(9)
+    with pytest.raises(ValueError, match="got 0; ask for one"):
+        parallel.available_devices(0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_replicate_there_and_back(count):
+    devices = parallel.available_devices(count)
+    tree = {"w": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(3), "n": np.int32(4),
+            "half": jnp.ones((), jnp.bfloat16), "none": None}
+    copies = parallel.replicate(tree, devices)
+    assert copies["w"].shape == (count, 2, 3)
+    assert copies["w"].sharding.device_set == set(devices)
+    assert all(shard.data.shape == (1, 2, 3) for shard in copies["w"].addressable_shards)
+    back = parallel.unreplicate(copies)
+    assert back["w"].sharding.device_set == {devices[0]}
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    np.testing.assert_array_equal(back["w"], tree["w"])
+    np.testing.assert_array_equal(jax.random.key_data(back["key"]),
+                                  jax.random.key_data(tree["key"]))
+    assert int(back["n"]) == 4 and back["half"].dtype == jnp.bfloat16
+
+
+def test_unreplicate_takes_arrays_on_one_device():
+    np.testing.assert_array_equal(parallel.unreplicate(np.array([[1, 2], [1, 2]])), [1, 2])
+
+
+def test_shard_batch():
+    batch = {"x": np.arange(24).reshape(8, 3), "y": jnp.arange(8)}
+    cut = parallel.shard_batch(batch, 4)
+    assert cut["x"].shape == (4, 2, 3) and cut["y"].shape == (4, 2)
+    np.testing.assert_array_equal(cut["x"].reshape(8, 3), batch["x"])
+    with pytest.raises(ValueError, match=r"multiple of devices=3, got 8; use 6 or 9\."):
+        parallel.shard_batch(batch, 3)
+    with pytest.raises(ValueError, match=r"got 2; use 4\."):
+        parallel.shard_batch(np.zeros(2), 4)
+    with pytest.raises(ValueError, match="scalar"):
+        parallel.shard_batch(np.float32(1.0), 1)
+    with pytest.raises(ValueError, match="count"):
+        parallel.shard_batch(batch, 0)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_devices_equal_one(count):
+    def step(w, batch, axis=None):
+        x, y = batch
+        grads = jax.grad(lambda w: jnp.mean((x @ w - y) ** 2))(w)
+        return w - 0.1 * (grads if axis is None else jax.lax.pmean(grads, axis))
+
+    rng = np.random.default_rng(0)
+    batch = (rng.normal(size=(16, 3)).astype(np.float32), rng.normal(size=16).astype(np.float32))
+    devices = parallel.available_devices(count)
+    traces = []
+
+    def joined(w, batch):
+        traces.append(count)
+        return step(w, batch, parallel.AXIS)
+
+    many = jax.pmap(joined, axis_name=parallel.AXIS, devices=devices)
+    one = jax.jit(step)
+    w, copies = jnp.ones(3), parallel.replicate(jnp.ones(3), devices)
+    for _ in range(3):
+        w = one(w, batch)
+        copies = many(copies, parallel.shard_batch(batch, count))
+    np.testing.assert_allclose(parallel.unreplicate(copies), w, rtol=1e-6)
+    assert traces == [count]
+
+
+def test_a_step_compiled_ahead_takes_replicated_trees_and_its_own_results():
+    devices = parallel.available_devices(4)
+    state, batch = parallel.replicate(jnp.ones(3), devices), np.ones((4, 2), np.float32)
+    step = jax.pmap(lambda w, x: w + jax.lax.psum(x.sum(), parallel.AXIS),
+                    axis_name=parallel.AXIS, devices=devices)
+    compiled = step.lower(state, batch).compile()
+    state = compiled(compiled(state, batch), batch)
+    np.testing.assert_array_equal(parallel.unreplicate(state), np.full(3, 17.0))

@@ -1,0 +1,166 @@
+"""Mixed cells and the supernet: counts, an independent cell, and one answer from every form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxnas.networks.mixed import CONVOLUTIONS, MixedCell, edge_index, num_edges
+from jaxnas.networks.supernet import Supernet, reduction_layers
+from jaxnas.search_spaces.darts import OPERATIONS
+
+FEW = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3")
+
+
+def num_parameters(net, image):
+    weights = jnp.zeros((2, num_edges(net.num_nodes), len(net.operations)))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(image), weights)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(
+    "channels, classes, count", [(3, 10, 1_930_618), (1, 10, 1_929_754), (3, 100, 1_953_748)]
+)
+def test_parameter_counts(channels, classes, count):
+    for scan in (True, False):
+        net = Supernet(OPERATIONS, num_classes=classes, scan_sources=scan)
+        assert num_parameters(net, (2, 32, 32, channels)) == count
+    s2 = Supernet(("skip_connect", "sep_conv_3x3"))
+    assert num_parameters(s2, (2, 32, 32, 3)) == 665_466  # space S2, specification 6.2
+
+
+def test_layout():
+    assert reduction_layers(8) == (2, 5) and reduction_layers(20) == (6, 13)
+    assert [edge_index(node, 0) for node in range(4)] == [0, 2, 5, 9] and num_edges(4) == 14
+
+
+def plain_cell(params, s0, s1, weights, operations, reduction):
+    """The cell as the specification writes it, one operation at a time, with `lax`."""
+
+    def norm(x):
+        mean = x.mean((0, 1, 2))
+        return (x - mean) / jnp.sqrt(((x - mean) ** 2).mean((0, 1, 2)) + 1e-5)
+
+    def conv(x, kernel, stride=1, dilation=1, groups=1):
+        pad = dilation * (kernel.shape[0] - 1) // 2
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), ((pad, pad), (pad, pad)), rhs_dilation=(dilation,) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+        )
+
+    def pool(x, initial, combine, stride):
+        pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+        return lax.reduce_window(x, initial, combine, (1, 3, 3, 1), (1, stride, stride, 1), pads)
+
+    def operation(name, x, edge, node, source, stride):
+        if name == "max_pool_3x3":
+            return norm(pool(x, -jnp.inf, lax.max, stride))
+        if name == "avg_pool_3x3":
+            total = pool(x, 0.0, lax.add, stride)
+            return norm(total / pool(jnp.ones_like(x), 0.0, lax.add, stride))
+        if name == "skip_connect":
+            if stride == 1:
+                return x
+            kernel = params["skip_connect_kernel"][2 * node + source]
+            x = jax.nn.relu(x)
+            halves = [x[:, ::2, ::2] @ kernel[0], x[:, 1::2, 1::2] @ kernel[1]]
+            return norm(jnp.concatenate(halves, -1))
+        _, dilation, blocks = CONVOLUTIONS[name]
+        for block in range(blocks):
+            depth = params[f"{name}_depthwise_{block}"][edge][:, :, None]
+            point = params[f"{name}_pointwise_{block}"][edge][None, None]
+            x = conv(jax.nn.relu(x), depth, stride, dilation, x.shape[-1])
+            x, stride = norm(conv(x, point)), 1
+        return x
+
+    states = [s0, s1]
+    for node in range(4):
+        total = 0.0
+        for source, state in enumerate(states):
+            edge = edge_index(node, source)
+            stride = 2 if reduction and source < 2 else 1
+            for column, name in enumerate(operations):
+                if name != "none":
+                    value = operation(name, state, edge, node, source, stride)
+                    total += weights[edge, column] * value
+        states.append(total)
+    return jnp.concatenate(states[2:], -1)
+
+
+@pytest.mark.parametrize("reduction", [False, True])
+@pytest.mark.parametrize("scan_sources", [False, True])
+def test_cell_equals_the_plain_one(reduction, scan_sources):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 4)
+        s0, s1 = (jax.random.normal(k, (2, 8, 8, 4)) for k in keys[:2])
+        weights = jax.nn.softmax(jax.random.normal(keys[2], (14, 8)))
+        cell = MixedCell(4, OPERATIONS, reduction=reduction, scan_sources=scan_sources)
+        variables = jax.tree.map(
+            lambda a: a.astype(jnp.float64), cell.init(keys[3], s0, s1, weights)
+        )
+        apply = jax.jit(cell.apply)
+        got = apply(variables, s0, s1, weights)
+        want = plain_cell(variables["params"], s0, s1, weights, OPERATIONS, reduction)
+        assert got.shape == ((2, 4, 4, 16) if reduction else (2, 8, 8, 16))
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+        one_hot = jax.nn.one_hot(jnp.arange(14) % 8, 8, dtype=jnp.float64)
+        np.testing.assert_allclose(
+            apply(variables, s0, s1, one_hot),
+            plain_cell(variables["params"], s0, s1, one_hot, OPERATIONS, reduction),
+            rtol=1e-9, atol=1e-9,
+        )
+
+
+def test_every_form_gives_one_answer():
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+        weights = jax.nn.softmax(jax.random.normal(jax.random.key(2), (2, 14, 4)))
+        forms = [
+            {"scan_cells": False},
+            {"scan_cells": True, "remat": True},
+            {"scan_cells": True, "method": "conv"},
+        ]
+        answers, params = [], None
+        for form in forms:
+            net = Supernet(FEW, features=2, num_layers=6, num_classes=3, **form)
+            if params is None:
+                params = jax.tree.map(
+                    lambda a: a.astype(jnp.float64), net.init(jax.random.key(3), x, weights)
+                )
+
+            def loss(params, weights, net=net):
+                return jnp.sum(net.apply(params, x, weights) ** 2)
+
+            answers.append(jax.jit(jax.value_and_grad(loss, (0, 1)))(params, weights))
+        for answer in answers[1:]:
+            for a, b in zip(jax.tree.leaves(answer), jax.tree.leaves(answers[0])):
+                np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_depth_does_not_grow_the_program():
+    def lines(num_layers):
+        net = Supernet(FEW, features=2, num_layers=num_layers)
+        weights = jnp.zeros((2, 14, 4))
+        x = jnp.zeros((2, 8, 8, 3))
+        params = jax.eval_shape(net.init, jax.random.key(0), x, weights)
+        lowered = jax.jit(jax.grad(lambda p: net.apply(p, x, weights).sum())).lower(params)
+        return lowered.as_text().count("\n")
+
+    assert lines(20) < 1.2 * lines(8)
+
+
+@pytest.mark.parametrize(
+    "options, shape, words",
+    [
+        ({"num_layers": 2}, (2, 8, 8, 3), "3 or more"),
+        ({"features": 3}, (2, 8, 8, 3), "even"),
+        ({}, (2, 10, 8, 3), "divisible by 4"),
+        ({"operations": ("none",)}, (2, 8, 8, 3), "more than"),
+        ({"operations": ("skip_connect", "conv_7x1_1x7")}, (2, 8, 8, 3), "among"),
+    ],
+)
+def test_errors(options, shape, words):
+    net = Supernet(**({"operations": FEW, "features": 2, "num_layers": 3} | options))
+    with pytest.raises(ValueError, match=words):
+        num_parameters(net, shape)

@@ -1,0 +1,1 @@
+"""Complete systems and questions, one file each: `python -m experiments.NAME --help`."""

@@ -1,0 +1,165 @@
+"""What every experiment shares; an experiment imports this module and no other of its kind.
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(common.CommonConfig):
+        epochs: int = 50
+
+    def run(config: Config) -> None:
+        with common.validation():
+            dataset = data.load(config.dataset, data_dir=config.data_dir)
+        if config.dry_run:
+            print(common.describe(config)); return
+        programs = common.Programs()
+        step = programs.add("step", jax.jit(step_fn), *examples)
+        facts = common.dataset_facts(dataset, {"train": n})
+        with common.progress(config) as progress:
+            if config.compile_only:
+                programs.compile_all(progress); print(programs.report()); return
+            with common.open_run(config, "name", facts) as directory, \
+                    common.Interrupt() as interrupt:
+                programs.compile_all(progress)
+                ...  # restore; steps, looking at interrupt.requested; save; write_result
+
+    if __name__ == "__main__":
+        raise SystemExit(common.main(Config, PRESETS, SMOKE, run))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+
+from experiments.programs import Program, ProgramCost, Programs, StepTimer
+from experiments.run import (Interrupt, RunDirectory, check_output, dataset_facts, device_facts,
+                             open_run, versions)
+from experiments.settings import (CommonConfig, ConfigT, InputError, parse, progress, to_json,
+                                  validation)
+from jaxnas.data import DatasetError
+from jaxnas.genotypes import GenotypeError
+
+__all__ = [
+    "CommonConfig", "InputError", "Interrupt", "Program", "ProgramCost", "Programs",
+    "RunDirectory", "StepTimer", "check_output", "dataset_facts", "describe", "device_facts",
+    "enable_compilation_cache", "main", "open_run", "parse", "progress", "to_json",
+    "use_huge_pages", "validation", "versions",
+]
+
+_MARKER = "JAXNAS_HUGE_PAGES"  # set in the process that was started again
+
+
+def main(config_class: type[ConfigT], presets: Mapping[str, ConfigT], smoke: ConfigT,
+         run: Callable[[ConfigT], object], argv: Sequence[str] | None = None) -> int:
+    """Run an experiment and return its exit code.
+
+    Args:
+      config_class, presets, smoke: as in `parse`.
+      run: the experiment; it checks its input inside `validation()`, before it compiles.
+      argv: flags; None for those of this process, which may then be started again with huge pages.
+
+    Returns:
+      0 if it is done or was saved on request; 2 for bad input, with one sentence on stderr;
+      1 for anything else, with a traceback.
+    """
+    own_process = argv is None
+    try:
+        name = Path(sys.argv[0]).stem if own_process else config_class.__module__
+        config = parse(config_class, presets, smoke, argv,
+                       prog=f"python -m experiments.{name.rpartition('.')[2]}")
+        check_output(config)
+        if own_process and not config.dry_run:
+            use_huge_pages()
+        enable_compilation_cache()
+        run(config)
+        return 0
+    except SystemExit as stop:  # --help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (InputError, DatasetError, GenotypeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted before there was anything to save.", file=sys.stderr)
+        if own_process:  # a compilation in a thread cannot be stopped, and would be waited for
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def describe(config: CommonConfig, **facts: object) -> str:
+    """Return the resolved configuration as JSON, for `--dry-run`; `facts` are added to it."""
+    return json.dumps({"config": to_json(config), **facts}, indent=2)
+
+
+def enable_compilation_cache() -> Path | None:
+    """Keep compiled programs between processes, in $JAXNAS_CACHE_DIR or the user's cache folder.
+
+    An empty $JAXNAS_CACHE_DIR switches it off; jax's own $JAX_COMPILATION_CACHE_DIR goes before.
+    Programs that compile within a second are not kept: reading them back would cost as much.
+
+    Returns:
+      The folder in use, or None.
+    """
+    own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if own:
+        return Path(own)
+    chosen = os.environ.get("JAXNAS_CACHE_DIR")
+    if chosen == "":
+        return None
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(chosen).expanduser() if chosen else Path(base) / "jaxnas"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "not writable")
+    except OSError as error:
+        print(f"No compilation cache: {path}: {error.strerror}.", file=sys.stderr)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 64 * 1024)
+    return path
+
+
+def use_huge_pages() -> None:
+    """Start this `python -m experiments.X` again with huge pages for malloc, where that pays.
+
+    On the CPU, page faults on fresh temporaries dominate a supernet's step; with
+    glibc.malloc.hugetlb=1 it is 1.5 times faster, but the tunable is read when a process starts.
+    Does nothing on other devices or systems, if $GLIBC_TUNABLES is set, or in the second process.
+    """
+    arguments = sys.orig_argv[1:]
+    module = arguments[arguments.index("-m") + 1:][:1] if "-m" in arguments else []
+    if not (module and module[0].startswith("experiments.")):
+        return
+    if "GLIBC_TUNABLES" in os.environ or _MARKER in os.environ or not _has_huge_pages():
+        return
+    if jax.default_backend() == "cpu":
+        _start_again(arguments)
+
+
+def _has_huge_pages() -> bool:
+    library, version = platform.libc_ver()
+    try:
+        glibc = tuple(int(part) for part in version.split(".")[:2])
+        setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return False
+    return library == "glibc" and glibc >= (2, 35) and "[never]" not in setting
+
+
+def _start_again(arguments: Sequence[str]) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", _MARKER: "1"}
+    os.execve(sys.executable, [sys.executable, *arguments], environment)

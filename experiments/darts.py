@@ -1,0 +1,379 @@
+"""DARTS on images: search a cell, derive it, retrain it beside random cells.
+
+    python -m experiments.darts                       # digits, exact second order, in minutes
+    python -m experiments.darts --preset paper        # CIFAR-10 as published, on a GPU
+    python -m experiments.darts --dataset images.npz  # your own: x_train, y_train, x_test, y_test
+
+Published for CIFAR-10 (spec. of the paper's table 1): 2.76 +- 0.09 % test error (second order).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import common, retraining, searching
+from jaxnas import data, genotypes, parallel, reporting
+from jaxnas.search_spaces import DARTS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(common.CommonConfig):
+    """DARTS: differentiable architecture search (https://arxiv.org/abs/1806.09055)."""
+
+    num_seeds: int = 3
+    """Retrainings of the found cell, and random cells retrained likewise."""
+    gradient: Literal["first_order", "unrolled", "hessian_vector", "finite_difference"] = (
+        "hessian_vector"
+    )
+    """Of the alphas; unrolled and hessian_vector are the exact second order in two forms."""
+    epochs: int = 2
+    """Passes of the search over the weights' half of the training images."""
+    batch_size: int = 64
+    """Images of a search step, at each of the two levels."""
+    features: int = 4
+    """Channels of the first cells of the search network."""
+    layers: int = 3
+    """Cells of the search network."""
+    weights_lr: float = 0.1
+    """Peak learning rate of the weights."""
+    weights_lr_min: float = 0.001
+    """Final learning rate of the weights."""
+    momentum: float = 0.9
+    """Of the weights' SGD."""
+    weight_decay: float = 3e-4
+    """Of the weights, L2."""
+    clip_norm: float = 5.0
+    """Bound on the norm of the weights' gradient."""
+    alphas_lr: float = 3e-3
+    """Learning rate of the alphas' Adam."""
+    alphas_weight_decay: float = 1e-3
+    """Of the alphas, L2."""
+    alphas_fraction: float = 0.5
+    """Share of the training images that trains the alphas."""
+    limit: int | None = None
+    """At most so many training images for the search."""
+    selection: Literal["softmax", "raw"] = "softmax"
+    """Whether edges are compared by probabilities or by alphas."""
+    batch_norm: Literal["sync", "replica"] = "sync"
+    """With several devices: statistics of the whole batch, or of each device's share."""
+    scan_cells: bool = True
+    """Loop over equal cells (compiles faster) instead of unrolling them."""
+    scan_sources: bool = True
+    """Loop over the nodes of a cell (compiles much faster) instead of unrolling them."""
+    remat: bool = True
+    """Recompute a node's operations in the backward pass: less memory."""
+    share_programs: bool = True
+    """First order: one gradient program for both levels; compiles less, does more work."""
+    checkpoint_steps: int = 20
+    """Steps between checkpoints of the search."""
+    retrain_epochs: int = 6
+    """Passes over all training images."""
+    retrain_batch_size: int = 64
+    """Images of a training step."""
+    retrain_features: int = 8
+    """Channels of the first cells of the retrained network."""
+    retrain_layers: int = 3
+    """Cells of the retrained network."""
+    retrain_lr: float = 0.1
+    """Peak learning rate, cosine to 0."""
+    retrain_weight_decay: float = 3e-4
+    """L2."""
+    drop_path_rate: float = 0.0
+    """Final rate of the scheduled drop path."""
+    cutout_length: int = 0
+    """Side of the square that cutout erases."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+
+
+PRESETS = {
+    "small": Config(),
+    "fashion": Config(
+        dataset="fashion_mnist", epochs=5, batch_size=64, features=8, layers=5, weights_lr=0.025,
+        alphas_lr=1e-3, retrain_epochs=20, retrain_features=16, retrain_layers=8, limit=4000,
+        retrain_lr=0.025, cutout_length=8, drop_path_rate=0.1,
+    ),
+    "paper": Config(
+        dataset="cifar10", epochs=50, batch_size=64, features=16, layers=8, weights_lr=0.025,
+        alphas_lr=3e-4, checkpoint_steps=390, retrain_epochs=600, retrain_batch_size=96,
+        retrain_features=36, retrain_layers=20, retrain_lr=0.025, drop_path_rate=0.2,
+        cutout_length=16,
+    ),
+}
+SMOKE = Config(
+    num_seeds=2, epochs=1, batch_size=16, features=2, limit=96, checkpoint_steps=2,
+    retrain_epochs=1, retrain_features=2, retrain_batch_size=512, gradient="first_order",
+)
+PUBLISHED = {"cifar10": reporting.Published(97.24, 0.09, "DARTS (second order), table 1")}
+FACTS = {"training_code": True, "space_code": True, "method_code": True, "random_search": True,
+         "same_pipeline": True, "multiple_runs": True}
+
+
+def run(config: Config) -> None:
+    """Search, derive, retrain, compare, report."""
+    space = DARTS()
+    with common.validation():
+        reporting.require_matplotlib()
+        dataset = data.load(config.dataset, data_dir=config.data_dir)
+        splits = data.split_search(
+            dataset, alphas_fraction=config.alphas_fraction, seed=config.seed, limit=config.limit
+        )
+        searching.check_search(config, dataset, splits)
+        retraining.check_retraining(config, dataset)
+        network = space.traced_network(
+            features=config.retrain_features, layers=config.retrain_layers,
+            num_classes=dataset.num_classes,
+        )
+    sizes = {name: len(rows) for name, rows in splits._asdict().items()}
+    facts = common.dataset_facts(dataset, {**sizes, "test": len(dataset.test_labels)})
+    programs = common.Programs()
+    task = searching.make_task(config, space, dataset, splits, programs)
+    arch_shape = jax.ShapeDtypeStruct((2, 2 * space.num_nodes, 2), jnp.int32)
+    trainer = retraining.make_trainer(config, network, dataset, programs, (arch_shape,))
+    if config.dry_run:
+        shapes = jax.eval_shape(task.init)
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes.weights))
+        print(common.describe(config, dataset=facts, supernet_parameters=count,
+                              search_steps=task.total_steps))
+        return
+    with common.progress(config) as progress:
+        if config.compile_only:
+            programs.compile_all(progress)
+            print(programs.report())
+            return
+        with common.open_run(config, "darts", facts) as directory, \
+                common.Interrupt() as interrupt:
+            programs.compile_all(progress)
+            _Run(config, space, dataset, programs, task, trainer, directory, progress,
+                 interrupt).finish()
+
+
+class _Run:
+    """One run: what is carried is `state`, saved whole at every checkpoint."""
+
+    def __init__(self, config, space, dataset, programs, task, trainer, directory, progress,
+                 interrupt):
+        self.config, self.space, self.dataset = config, space, dataset
+        self.programs, self.task, self.trainer = programs, task, trainer
+        self.directory, self.progress, self.interrupt = directory, progress, interrupt
+        self.timer, self.seconds = common.StepTimer(), {"search": 0.0, "retrain": 0.0}
+        runs = 2 * config.num_seeds
+        self.runs = runs
+        history = np.zeros((config.epochs + 1, *space.alphas_shape), np.float32)
+        search = task.init()
+        history[0] = space.weights(self._one(search.alphas))
+        self.state = {
+            "search": search,
+            "history": history,  # softmax of alphas at the start and after every epoch
+            "train": trainer.init(searching.random_key(0)),
+            "accuracies": np.full(runs, np.nan, np.float32),
+            "clock": np.zeros(2, np.float32),  # seconds of search and of retraining so far
+        }
+        restored = directory.restore(self.state)
+        self.step = 0  # search steps and then retraining epochs, all counted as one
+        if restored is not None:
+            self.step, self.state = restored.step, restored.state
+            self.state = {**self.state, **{
+                name: np.array(self.state[name]) for name in ("history", "accuracies", "clock")
+            }}
+
+    def _one(self, tree: Any) -> Any:
+        return tree if self.config.devices == 1 else parallel.unreplicate(tree)
+
+    def finish(self) -> None:
+        """Go on from `step` to the end, or to an interruption."""
+        done = self._search() and self._retrain()
+        if not done:
+            self.directory.save(self.step, self.state)
+        self._report(complete=done)
+
+    def _search(self) -> bool:
+        config, task = self.config, self.task
+        total, per_epoch = task.total_steps, task.steps_per_epoch
+        losses: list[float] = []
+        with self.progress.phase("search", total=total, completed=min(self.step, total)) as bar:
+            while self.step < total:
+                if self.interrupt.requested:
+                    return False
+                start = time.perf_counter()
+                search, info = task.optimizer.update(
+                    self.state["search"], task.batch("weights", self.step),
+                    task.batch("alphas", self.step),
+                )
+                info = {name: float(value) for name, value in self._one(info).items()}
+                jax.block_until_ready(search)
+                elapsed = time.perf_counter() - start
+                self.timer.record(elapsed)
+                self.state["clock"][0] += elapsed
+                if not np.isfinite(list(info.values())).all():
+                    self.directory.metrics.write("event", event="diverged", step=self.step)
+                    raise FloatingPointError(
+                        f"the loss is not finite at search step {self.step}: {info}; lower "
+                        "weights_lr or clip_norm. The last checkpoint is from before."
+                    )
+                self.state["search"] = search
+                losses.append(info["train_loss"])
+                self.directory.metrics.write("step", step=self.step, step_seconds=elapsed, **info)
+                self.step += 1
+                bar.advance(1, f"train {info['train_loss']:.3f} valid {info['valid_loss']:.3f}")
+                if self.step % per_epoch == 0:
+                    self._end_epoch(self.step // per_epoch)
+                if self.step % config.checkpoint_steps == 0 or self.step == total:
+                    self.directory.save(self.step, self.state)
+        return True
+
+    def _end_epoch(self, epoch: int) -> None:
+        alphas = self._one(self.state["search"].alphas)
+        self.state["history"][epoch] = self.space.weights(alphas)
+        arch = self.space.discretize(alphas, selection=self.config.selection)
+        self.directory.metrics.write(
+            "epoch", epoch=epoch, phase="search", alphas_entropy_bits=searching.entropy(alphas),
+            arch=np.asarray(arch).tolist(),
+        )
+
+    def archs(self) -> np.ndarray:
+        """Return [2 * num_seeds, L]: the found arch for every seed, then the random ones."""
+        alphas = self._one(self.state["search"].alphas)
+        found = np.asarray(self.space.discretize(alphas, selection=self.config.selection))
+        key = jax.random.fold_in(searching.random_key(self.config.seed), 2)
+        keys = jax.random.split(key, self.config.num_seeds)
+        random = np.asarray(jax.vmap(self.space.sample)(keys))
+        return np.concatenate([np.stack([found] * self.config.num_seeds), random])
+
+    def _retrain(self) -> bool:
+        config, epochs = self.config, self.config.retrain_epochs
+        archs, base = self.archs(), self.task.total_steps
+        total = self.runs * epochs
+        run_key = jax.random.fold_in(searching.random_key(config.seed), 3)
+        with self.progress.phase("retrain", total=total, completed=self.step - base) as bar:
+            while self.step - base < total:
+                if self.interrupt.requested:
+                    return False
+                number, epoch = divmod(self.step - base, epochs)
+                # Found and random cells get the same keys: initial weights, order, augmentation.
+                key = jax.random.fold_in(run_key, number % config.num_seeds)
+                start = time.perf_counter()
+                if epoch == 0:
+                    self.state["train"] = self.trainer.init(jax.random.fold_in(key, 0))
+                arch = jnp.asarray(archs[number]).reshape(2, -1, 2)
+                state, info = self.trainer.train_epoch(
+                    jax.random.fold_in(key, 1), self.state["train"], epoch, arch
+                )
+                loss = float(info["loss"].mean())
+                self.state["train"] = state
+                self.step += 1
+                kind = "found" if number < config.num_seeds else "random"
+                self.directory.metrics.write(
+                    "epoch", epoch=epoch, phase="retrain", run=number, group=kind, loss=loss,
+                    train_accuracy=100 * float(info["accuracy"].mean()),
+                )
+                if epoch == epochs - 1:
+                    self._test(number, kind, archs[number], arch)
+                self.state["clock"][1] += time.perf_counter() - start
+                self.directory.save(self.step, self.state)
+                bar.advance(1, f"{kind} {number % config.num_seeds} loss {loss:.3f}")
+        return True
+
+    def _test(self, number: int, kind: str, arch: np.ndarray, traced: jax.Array) -> None:
+        metrics = self.trainer.test(self.state["train"], traced)
+        accuracy = 100 * float(metrics["accuracy"])
+        failed = not np.isfinite(float(metrics["loss"]))
+        self.state["accuracies"][number] = accuracy
+        self.directory.metrics.write(
+            "evaluation", arch=arch.tolist(), group=kind, run=number, test_accuracy=accuracy,
+            test_loss=float(metrics["loss"]), fitness=accuracy, failed=failed, budget_unit="epochs",
+            budget=self.config.retrain_epochs,
+        )
+
+    def _report(self, complete: bool) -> None:
+        config, path = self.config, self.directory.path
+        archs = self.archs()
+        genotype = self.space.decode(archs[0])
+        (path / "genotype.json").write_text(genotypes.to_json(genotype), encoding="utf-8")
+        accuracies = self.state["accuracies"]
+        found, random = accuracies[: config.num_seeds], accuracies[config.num_seeds:]
+        metrics = {}
+        if np.isfinite(found).any():
+            published = PUBLISHED.get(self.dataset.name)
+            metrics["test_accuracy"] = reporting.Metric(
+                reporting.summarize(found[np.isfinite(found)].tolist()),
+                reporting.summarize(random[np.isfinite(random)].tolist())
+                if np.isfinite(random).any() else None,
+                published=published,
+            )
+        counts = [self._parameters(arch) for arch in archs[config.num_seeds - 1:]]
+        metrics["params"] = reporting.Metric(
+            reporting.summarize(counts[:1]), reporting.summarize(counts[1:])
+        )
+        evaluated = np.isfinite(accuracies)
+        search, retrain = (float(value) for value in self.state["clock"])
+        result = reporting.Result(
+            complete=complete, experiment="darts", system="DARTS",
+            architecture=reporting.Architecture(
+                "darts", genotypes.to_json_dict(genotype), archs[0].tolist()
+            ),
+            metrics=metrics,
+            evaluations=reporting.Evaluations(
+                int(evaluated.sum()), len({tuple(a) for a in archs[evaluated].tolist()}), 0
+            ),
+            compilations=self.programs.count,
+            seconds=reporting.Seconds(
+                self.programs.seconds, search, retrain, self.directory.metrics.seconds
+            ),
+            step_seconds=self.timer.summary(), seed=config.seed,
+            device=common.device_facts(config.devices), programs=self.programs.names,
+        )
+        self._draw(path, genotype, found, random)
+        self.directory.write_result(result)
+        reporting.write_checklist(path, FACTS)
+        reporting.write_report(path)
+        if complete:
+            for name, values in (("found", found), ("random", random)):
+                summary = reporting.summarize(values.tolist())
+                print(f"test accuracy of {config.num_seeds} {name} networks: "
+                      f"{summary['mean']:.2f} +- {summary['std']:.2f} %")
+            print(path / "report.html")
+
+    def _parameters(self, arch: np.ndarray) -> float:
+        network = self.space.network(
+            self.space.decode(arch), features=self.config.retrain_features,
+            layers=self.config.retrain_layers, num_classes=self.dataset.num_classes,
+            auxiliary=False,
+        )
+        image = jnp.zeros((2, *self.dataset.image_shape))
+        shapes = jax.eval_shape(
+            lambda key: network.init(key, image, train=False), jax.random.key(0)
+        )
+        return float(sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])))
+
+    def _draw(self, path: Path, genotype, found, random) -> None:
+        reporting.draw_genotype(genotype, path / "cell", f"DARTS on {self.dataset.name}")
+        epochs = min(self.step // self.task.steps_per_epoch, self.config.epochs)
+        reporting.plot_alphas(
+            self.state["history"][: epochs + 1], self.space.operations, path / "alphas"
+        )
+        steps: list[dict[str, Any]] = [
+            row for row in reporting.read_metrics(path / "metrics.jsonl") if row["kind"] == "step"
+        ]
+        if steps:
+            at = [row["step"] for row in steps]
+            reporting.plot_curves(
+                {"weights' split": (at, [row["train_loss"] for row in steps]),
+                 "alphas' split": (at, [row["valid_loss"] for row in steps])},
+                path / "history", "search step", "loss of the search network",
+            )
+        groups = {name: values[np.isfinite(values)].tolist()
+                  for name, values in (("found", found), ("random", random))}
+        if all(groups.values()):
+            reporting.plot_groups(groups, path / "accuracy", "test accuracy (%)")
+
+
+if __name__ == "__main__":
+    raise SystemExit(common.main(Config, PRESETS, SMOKE, run))

@@ -1,0 +1,125 @@
+"""Retraining of found architectures, found and random ones alike, with one pair of programs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.programs import Programs
+from experiments.searching import random_key
+from jaxnas import data, training
+from jaxnas.data import ImageDataset
+from jaxnas.training import TrainState
+
+
+class Trainer(NamedTuple):
+    """Compiled pieces of a retraining; a run is (key, inputs): a seed and, if traced, an arch."""
+
+    init: Callable[[jax.Array], TrainState]
+    train_epoch: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    # (key, state, epoch, inputs) -> state, {"loss", "accuracy"} [steps]
+    test: Callable[..., dict[str, jax.Array]]  # (state, inputs) -> {"loss", "accuracy"}
+    state_shape: Any  # of TrainState, for restoring
+
+
+def make_trainer(
+    config: Any,
+    network: Any,
+    dataset: ImageDataset,
+    programs: Programs,
+    inputs: tuple[jax.ShapeDtypeStruct, ...] = (),
+) -> Trainer:
+    """Register the programs that train a network on the whole training part and test it.
+
+    Args:
+      config: with the `retrain_*` fields of `experiments.darts.Config`.
+      network: Flax module, `__call__(x, *inputs, train, drop_path_rate)`.
+      dataset: trained on all its training images, tested on its test images.
+      programs: compiles what is registered here.
+      inputs: shapes of what the network takes after the images: the arch of a `TracedNetwork`.
+    """
+    size = config.retrain_batch_size
+    steps = data.steps_per_epoch(len(dataset.train_labels), size)
+    schedule = training.cosine_by_epoch(config.retrain_lr, 0.0, config.retrain_epochs, steps)
+    optimizer = training.sgd(
+        schedule, momentum=0.9, weight_decay=config.retrain_weight_decay, clip_norm=5.0
+    )
+    augment = functools.partial(
+        data.augment, mean=dataset.mean, std=dataset.std, max_value=dataset.max_value,
+        crop_padding=dataset.crop_padding, flip=dataset.flip, cutout_length=config.cutout_length,
+    )
+    normalize = functools.partial(
+        data.normalize, mean=dataset.mean, std=dataset.std, max_value=dataset.max_value
+    )
+    run_epoch = training.make_train_epoch(
+        network.apply, optimizer, augment, auxiliary_weight=0.4,
+        label_smoothing=config.label_smoothing,
+    )
+
+    def init(key: jax.Array) -> TrainState:
+        image = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
+        # lazy: the program draws the parameters and leaves the network out
+        variables = network.lazy_init(key, image, *inputs, train=False)
+        return training.init_state(variables, optimizer)
+
+    def train_epoch(key, state, epoch, images, labels, *inputs):
+        order_key, step_key = jax.random.split(key)
+        batches = data.epoch_batches(order_key, epoch, len(labels), size)
+        # Scheduled drop path: linear in the epoch, from 0.
+        rate = config.drop_path_rate * epoch / config.retrain_epochs
+        return run_epoch(
+            step_key, state, images, labels, batches, drop_path_rate=rate, inputs=inputs
+        )
+
+    def test(state, images, labels, *inputs):
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return training.evaluate(
+            network.apply, variables, images, labels, config.retrain_batch_size,
+            normalize_fn=normalize, inputs=inputs,
+        )
+
+    train = (jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
+    held_out = (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
+    key = random_key(0)
+    shape = jax.eval_shape(init, key)
+    init_program = programs.add("retrain_initial_state", jax.jit(init), key)
+    epoch_program = programs.add(
+        "retrain_epoch", jax.jit(train_epoch), key, shape, jax.ShapeDtypeStruct((), jnp.int32),
+        *train, *inputs,
+    )
+    test_program = programs.add("test", jax.jit(test), shape, *held_out, *inputs)
+
+    return Trainer(
+        init_program,
+        lambda key, state, epoch, *arch: epoch_program(
+            key, state, jnp.int32(epoch), *train, *arch
+        ),
+        lambda state, *arch: test_program(state, *held_out, *arch),
+        shape,
+    )
+
+
+def check_retraining(config: Any, dataset: ImageDataset) -> None:
+    """Check the `retrain_*` options before anything is compiled.
+
+    Raises:
+      ValueError: one sentence.
+    """
+    if not 1 <= config.retrain_batch_size <= len(dataset.train_labels):
+        raise ValueError(
+            f"retrain_batch_size must be in [1, {len(dataset.train_labels)}], the training images "
+            f"of {dataset.name}, got {config.retrain_batch_size}."
+        )
+    if config.retrain_epochs < 1 or not config.retrain_lr > 0:
+        raise ValueError(
+            f"retrain_epochs must be 1 or more and retrain_lr above 0, got "
+            f"{config.retrain_epochs} and {config.retrain_lr}."
+        )
+    if not 0 <= config.drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must be in [0, 1), got {config.drop_path_rate}.")
+    if config.cutout_length < 0:
+        raise ValueError(f"cutout_length must be 0 or more, got {config.cutout_length}.")

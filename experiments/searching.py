@@ -1,0 +1,215 @@
+"""Differentiable search on images: batches on device, programs, and the loop over steps."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.programs import Programs
+from jaxnas import data, parallel, training
+from jaxnas.base import BilevelOptimizer
+from jaxnas.data import ImageDataset, Splits
+from jaxnas.search_spaces import DARTS
+from jaxnas.searchers import BilevelState, bilevel
+
+
+def random_key(seed: int) -> jax.Array:
+    """Return the key of a run: XLA's own generator ("rbg").
+
+    Threefry, JAX's default, is compiled anew for every array that it fills: drawing a supernet's
+    initial weights took 33 s to compile, and takes 8 s with this. Draws differ between platforms.
+    """
+    return jax.random.key(seed, impl="rbg")
+
+
+class Recorded:
+    """A piece of an optimiser that becomes an ahead-of-time compiled program of its own.
+
+    Called under `jax.eval_shape` it only notes the shapes that it is called with; after
+    `Programs.compile_all` it runs the compiled program, which refuses any other shape.
+    """
+
+    def __init__(self, programs: Programs, name: str, function: Callable) -> None:
+        self._programs, self._name, self._function = programs, name, function
+        self._program: Callable | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+            if self._program is None:
+                shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
+                self._program = self._programs.add(
+                    self._name, jax.jit(self._function), *shapes
+                )
+            return self._function(*args)
+        if self._program is None:
+            raise RuntimeError(f"{self._name} was not traced before it was called.")
+        return self._program(*args)
+
+
+class Task(NamedTuple):
+    """What one search needs; every function is pure."""
+
+    optimizer: BilevelOptimizer
+    batch: Callable[[str, int], Any]  # ("weights" | "alphas", step) -> batch on the devices
+    init: Callable[[], BilevelState]
+    steps_per_epoch: int
+    total_steps: int
+
+
+def make_task(
+    config: Any, space: DARTS, dataset: ImageDataset, splits: Splits, programs: Programs
+) -> Task:
+    """Build the search of a configuration (of `experiments.darts`) and register its programs.
+
+    The keys of everything random follow from (seed, step), so a resumed search goes on as if it
+    had not stopped.
+    """
+    devices = parallel.available_devices(config.devices)
+    axis_name = parallel.AXIS if config.devices > 1 else None
+    supernet = space.supernet(
+        features=config.features,
+        num_layers=config.layers,
+        num_classes=dataset.num_classes,
+        scan_cells=config.scan_cells,
+        scan_sources=config.scan_sources,
+        remat=config.remat,
+        axis_name=axis_name if config.batch_norm == "sync" else None,
+    )
+    steps_per_epoch = data.steps_per_epoch(len(splits.weights), config.batch_size)
+    schedule = training.cosine_by_epoch(
+        config.weights_lr, config.weights_lr_min, config.epochs, steps_per_epoch
+    )
+    inner = training.sgd(
+        schedule, momentum=config.momentum, weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    outer = training.adam(
+        config.alphas_lr, b1=0.5, b2=0.999, weight_decay=config.alphas_weight_decay
+    )
+
+    def loss_fn(weights, alphas, batch):
+        logits: Any = supernet.apply({"params": weights}, batch["images"], space.weights(alphas))
+        return training.cross_entropy(logits, batch["labels"])
+
+    def piece(name: str, function: Callable) -> Callable:
+        if axis_name is None:
+            return Recorded(programs, name, function)
+        return jax.pmap(function, axis_name=axis_name, devices=devices)
+
+    optimizer = bilevel(
+        loss_fn, inner, outer, gradient=config.gradient, axis_name=axis_name, program=piece,
+        reuse_gradient=config.gradient == "first_order" and config.share_programs,
+    )
+    key = random_key(config.seed)
+    image = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
+
+    def initial() -> BilevelState:
+        weights_key, alphas_key = jax.random.split(jax.random.fold_in(key, 0))
+        alphas = space.init_alphas(alphas_key)
+        # Statistics over devices are no business of an initialisation.
+        plain = supernet.clone(axis_name=None)
+        relaxed = jax.ShapeDtypeStruct(space.alphas_shape, jnp.float32)
+        # lazy: the program draws the weights and leaves the network out
+        weights = plain.lazy_init(weights_key, image, relaxed)["params"]
+        return optimizer.init(weights, alphas)
+
+    functions = _batch_functions(config, dataset, splits, jax.random.fold_in(key, 1))
+    if axis_name is None:
+        init: Callable[[], BilevelState] = programs.add("initial_state", jax.jit(initial))
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        batch_programs: dict[str, Callable] = {
+            name: programs.add(f"{name}_batch", jax.jit(function), *arrays, step)
+            for name, (function, arrays) in functions.items()
+        }
+        function, arrays = functions["weights"]
+        example = jax.eval_shape(function, *arrays, step)
+        # Notes the shapes of every piece; nothing is computed.
+        jax.eval_shape(optimizer.update, jax.eval_shape(initial), example, example)
+    else:
+        jitted = jax.jit(initial)
+        batch_programs = {name: jax.jit(function) for name, (function, _) in functions.items()}
+
+        def init() -> BilevelState:
+            return parallel.replicate(jitted(), devices)
+
+    def batch(split: str, step: int) -> Any:
+        made = batch_programs[split](*functions[split][1], jnp.int32(step))
+        return made if axis_name is None else parallel.shard_batch(made, config.devices)
+
+    return Task(optimizer, batch, init, steps_per_epoch, config.epochs * steps_per_epoch)
+
+
+def _batch_functions(config: Any, dataset: ImageDataset, splits: Splits, key: jax.Array):
+    """Return one pure function a split, (images, labels, rows, step) -> batch, and its arrays."""
+    augment = functools.partial(
+        data.augment, mean=dataset.mean, std=dataset.std, max_value=dataset.max_value,
+        crop_padding=dataset.crop_padding, flip=dataset.flip,
+    )
+
+    def make(split_key: jax.Array, size: int) -> Callable:
+        order_key, augment_key = jax.random.split(split_key)
+
+        def batch(images, labels, rows, step):
+            chosen = rows[data.batch_indices(order_key, step, size, config.batch_size)]
+            step_key = jax.random.fold_in(augment_key, step)
+            return {"images": augment(step_key, images[chosen]), "labels": labels[chosen]}
+
+        return batch
+
+    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    functions = {
+        name: (make(jax.random.fold_in(key, number), len(rows)),
+               (images, labels, jnp.asarray(rows)))
+        for number, (name, rows) in enumerate(splits._asdict().items())
+    }
+    return functions
+
+
+def entropy(alphas: jax.Array) -> float:
+    """Return the mean entropy of the edges' distributions in bits; log2 O at the start."""
+    logits = np.asarray(alphas, np.float64)
+    logits = logits - logits.max(-1, keepdims=True)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    bits = -(probabilities * np.log2(np.maximum(probabilities, 1e-300))).sum(-1)
+    return float(bits.mean())
+
+
+def check_search(config: Any, dataset: ImageDataset, splits: Splits) -> None:
+    """Check what must fit together before anything is compiled.
+
+    Raises:
+      ValueError: one sentence.
+    """
+    height, width = dataset.image_shape[:2]
+    if height % 4 or width % 4:
+        raise ValueError(
+            f"images of {dataset.name} are {height}x{width}; the two reductions need height and "
+            "width divisible by 4: crop or pad them."
+        )
+    for name, indices in splits._asdict().items():
+        if config.batch_size > len(indices):
+            raise ValueError(
+                f"batch_size must be at most {len(indices)}, the images of the {name} split, got "
+                f"{config.batch_size}."
+            )
+    if config.batch_size % config.devices:
+        raise ValueError(
+            f"batch_size must be divisible by devices, got {config.batch_size} and "
+            f"{config.devices}."
+        )
+    if config.layers < 3 or config.features < 2 or config.features % 2:
+        raise ValueError(
+            f"layers must be 3 or more and features even and 2 or more, got {config.layers} and "
+            f"{config.features}."
+        )
+    for name in ("epochs", "weights_lr", "alphas_lr", "clip_norm"):
+        value = getattr(config, name)
+        if not value > 0 or not math.isfinite(value):
+            raise ValueError(f"{name} must be above 0, got {value}.")
+    parallel.available_devices(config.devices)

@@ -56,7 +56,8 @@ def make_trainer(
         data.normalize, mean=dataset.mean, std=dataset.std, max_value=dataset.max_value
     )
     run_epoch = training.make_train_epoch(
-        network.apply, optimizer, augment, auxiliary_weight=0.4,
+        network.apply, optimizer, augment,
+        auxiliary_weight=getattr(config, "auxiliary_weight", 0.0),
         label_smoothing=config.label_smoothing,
     )
 

@@ -36,17 +36,16 @@ class Recorded:
     """
 
     def __init__(self, programs: Programs, name: str, function: Callable) -> None:
-        self._programs, self._name, self._function = programs, name, function
+        self._programs, self._name = programs, name
+        self._jitted = jax.jit(function)  # remembers its trace, for the next call and to lower
         self._program: Callable | None = None
 
     def __call__(self, *args: Any) -> Any:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
             if self._program is None:
                 shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
-                self._program = self._programs.add(
-                    self._name, jax.jit(self._function), *shapes
-                )
-            return self._function(*args)
+                self._program = self._programs.add(self._name, self._jitted, *shapes)
+            return self._jitted(*args)
         if self._program is None:
             raise RuntimeError(f"{self._name} was not traced before it was called.")
         return self._program(*args)

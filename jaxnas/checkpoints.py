@@ -156,6 +156,18 @@ def read_metadata(directory: Path) -> tuple[int, dict[str, JSON]]:
     return step, manifest["metadata"]
 
 
+def digests(directory: Path) -> tuple[int, dict[str, str]]:
+    """Return `(step, leaf path -> sha256)` of the step that `restore` would use; needs no target.
+
+    Two states are bit-equal if these are equal.
+
+    Raises:
+      CheckpointError: nothing is there, or no step verifies.
+    """
+    step, manifest, _ = _newest_verified(Path(directory).absolute())
+    return step, {leaf["path"]: leaf["sha256"] for leaf in manifest["leaves"]}
+
+
 def latest_step(directory: Path) -> int | None:
     """Return the largest step number in `directory`, verified or not; None if there is none."""
     steps = _steps(Path(directory))

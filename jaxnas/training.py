@@ -31,7 +31,9 @@ class TrainState(NamedTuple):
     step: jax.Array      # [] int32, steps taken
 
 
-def init_state(variables: Mapping[str, PyTree], optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(
+    variables: Mapping[str, PyTree], optimizer: optax.GradientTransformation
+) -> TrainState:
     """Return the state before the first step, from the variables that a network's `init` gave."""
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})

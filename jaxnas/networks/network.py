@@ -5,6 +5,8 @@ A genotype is static: every genotype is a program of its own. `traced.TracedNetw
 for all genotypes of a space.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,7 @@ class Cell(nn.Module):
         drop_path_rate: float | jax.Array = 0.0,
     ) -> jax.Array:
         """Return the concatenated states; see `Network` for the arguments."""
-        options = {"axis_name": self.axis_name, "method": self.method}
+        options: dict[str, Any] = {"axis_name": self.axis_name, "method": self.method}
         first = FactorizedReduce if self.reduced else ReLUConvBN
         states = [
             first(self.features, name="preprocess_0", **options)(s0, train=train),
@@ -67,7 +69,7 @@ class Cell(nn.Module):
             isinstance(drop_path_rate, (int, float)) and drop_path_rate == 0
         )
         for node in range(self.genotype.num_nodes):
-            total = 0.0
+            total = jnp.zeros((), s0.dtype)
             for edge in (2 * node, 2 * node + 1):
                 name, source = self.genotype.edges[edge]
                 operation = OPERATIONS[name](

@@ -8,6 +8,7 @@ code, which stay fast on CPU inside the scan of an epoch (see `primitives`).
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -233,7 +234,7 @@ def _pool(name: str) -> Callable[..., Operation]:
     return lambda features, stride=1, **options: Pool(features, stride, kind=name, **options)
 
 
-def _skip_connect(features: int, stride: int = 1, **options: object) -> Operation:
+def _skip_connect(features: int, stride: int = 1, **options: Any) -> Operation:
     return (Identity if stride == 1 else FactorizedReduce)(features, stride, **options)
 
 

@@ -8,10 +8,12 @@ so map over candidates with `lax.map`, `lax.scan` or devices.
 
 A program's compile time is the number of its kernels, so an edge is a loop of two rounds, the two
 halves of a separable convolution (all other operations do nothing in the second): a branch for
-each operation, which ends before its batch normalisation, and one normalisation for all. An edge has one slot of parameters, used by
-whatever operation it holds: all of them draw 1x1 kernels, scales and biases alike (the factorised
-reduction is the two halves of a 1x1 kernel), and depthwise kernels of one size too. So a slot's
-initial values have the distribution that a fresh `Network` would have.
+each operation, which ends before its batch normalisation, and one normalisation for all.
+
+An edge has one slot of parameters, used by whatever operation it holds: all of them draw 1x1
+kernels, scales and biases alike (the factorised reduction is the two halves of a 1x1 kernel), and
+depthwise kernels of one size too. So a slot's initial values have the distribution that a fresh
+`Network` would have. Derivatives are of first order, reverse mode only, see `_switch`.
 """
 
 import functools
@@ -366,7 +368,7 @@ def _edge(weights, affine, stats, large, states, operation, source, *, operation
     first = operation
     if large is None:
         x = lax.dynamic_index_in_dim(states, source, keepdims=False)
-        picked = ()
+        picked: tuple[jax.Array, ...] = ()
     else:
         picked = (lax.dynamic_index_in_dim(large, jnp.minimum(source, 1), keepdims=False),)
         x = lax.dynamic_index_in_dim(states, jnp.maximum(source - 2, 0), keepdims=False)

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 def environment(tmp_path_factory):
     """A compilation cache of this module's own, cold at its start."""
     cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "JAXNAS_CACHE_DIR": str(cache), "XLA_FLAGS": ""}
+    flags = "--xla_backend_optimization_level=0"  # compiles in 2/3 of the time
+    return {**os.environ, "JAXNAS_CACHE_DIR": str(cache), "XLA_FLAGS": flags}
 
 
 def start(environment, name, *arguments):

@@ -103,8 +103,9 @@ PRESETS = {
         retrain_lr=0.025, cutout_length=8, drop_path_rate=0.1,
     ),
     "paper": Config(
-        dataset="cifar10", gradient="hessian_vector", epochs=50, batch_size=64, features=16, layers=8, weights_lr=0.025,
-        alphas_lr=3e-4, checkpoint_steps=390, retrain_epochs=600, retrain_batch_size=96,
+        dataset="cifar10", gradient="hessian_vector", epochs=50, batch_size=64, features=16,
+        layers=8, weights_lr=0.025, alphas_lr=3e-4, checkpoint_steps=390, retrain_epochs=600,
+        retrain_batch_size=96,
         retrain_features=36, retrain_layers=20, retrain_lr=0.025, drop_path_rate=0.2,
         cutout_length=16,
     ),
@@ -140,8 +141,7 @@ def run(config: Config) -> None:
     arch_shape = jax.ShapeDtypeStruct((2, 2 * space.num_nodes, 2), jnp.int32)
     trainer = retraining.make_trainer(config, network, dataset, programs, (arch_shape,))
     if config.dry_run:
-        shapes = jax.eval_shape(task.init)
-        count = sum(leaf.size for leaf in jax.tree.leaves(shapes.weights))
+        count = sum(leaf.size for leaf in jax.tree.leaves(task.shapes.weights))
         print(common.describe(config, dataset=facts, supernet_parameters=count,
                               search_steps=task.total_steps))
         return

@@ -10,6 +10,8 @@ difference of length r = 0.01 for it; here both are computed on a supernet and c
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,6 +50,11 @@ def run(config: Config) -> None:
     space = DARTS()
     with common.validation():
         reporting.require_matplotlib()
+        if config.compile_only or config.devices > 1:
+            raise ValueError(
+                "--compile-only and --devices do not apply: this compiles as it measures, on one "
+                "device."
+            )
         dataset = data.load(config.dataset, data_dir=config.data_dir)
         splits = data.split_search(dataset, seed=config.seed)
         size = min(len(splits.weights), len(splits.alphas))
@@ -64,37 +71,33 @@ def run(config: Config) -> None:
     with common.progress(config) as progress, \
             common.open_run(config, "finite_difference", facts) as directory, \
             common.Interrupt() as interrupt:
-        programs = common.Programs()
+        programs: dict[str, Callable] = {}
         errors: dict[str, np.ndarray] = {}
+        start = time.perf_counter()
         for name, wide in (("float64", True), ("float32", False)):
             with jax.enable_x64(wide):
-                measure = _program(config, space, dataset, splits, programs, name)
-                if config.compile_only:
-                    continue
-                programs.compile_all(progress)
-                rows = []
+                measure = _measure(config, space, dataset, splits, programs, name)
+                rows: list[np.ndarray] = []
                 with progress.phase(name, total=config.num_seeds) as bar:
-                    for number in range(config.num_seeds):
-                        if interrupt.requested:
-                            break
-                        key = jax.random.fold_in(searching.random_key(config.seed), number)
-                        rows.append(np.asarray(measure(key)))
+                    while len(rows) < config.num_seeds and not interrupt.requested:
+                        key = jax.random.fold_in(searching.random_key(config.seed), len(rows))
+                        rows.append(measure(key))
                         directory.metrics.write(
-                            "event", event="errors", precision=name, run=number,
+                            "event", event="errors", precision=name, run=len(rows) - 1,
                             radii=list(config.radii), errors=rows[-1].tolist(),
                         )
                         bar.advance(1)
                 if rows:
                     errors[name] = np.stack(rows)
-        if config.compile_only:
-            programs.compile_all(progress)
-            print(programs.report())
-            return
-        _report(config, directory, programs, errors, not interrupt.requested)
+        seconds = time.perf_counter() - start
+        _report(config, directory, programs, errors, not interrupt.requested, seconds)
 
 
-def _program(config, space: DARTS, dataset, splits, programs, name: str):
-    """Register key -> relative errors [R], one for each radius."""
+def _measure(config, space: DARTS, dataset, splits, programs, precision: str):
+    """Return key -> relative errors [R], one for each radius.
+
+    The pieces of the optimisers are programs by name, shared by all radii and both forms.
+    """
     dtype = jnp.zeros(()).dtype
     net = space.supernet(
         features=config.features, num_layers=config.layers, num_classes=dataset.num_classes
@@ -105,8 +108,15 @@ def _program(config, space: DARTS, dataset, splits, programs, name: str):
         logits: Any = net.apply(weights, batch[0], space.weights(alphas))
         return training.cross_entropy(logits, batch[1])
 
-    def optimizer(gradient: str, radius: float | jax.Array = 0.01):
-        return bilevel(loss_fn, inner, optax.sgd(1.0), gradient=gradient, radius=radius)
+    def optimizer(gradient: str, radius: float = 0.01):
+        def program(name: str, function: Callable) -> Callable:
+            # the radius is part of this one piece only
+            label = f"{name}_{radius}" if name == "perturb" else name
+            return programs.setdefault(f"{label}_{precision}", jax.jit(function))
+
+        return bilevel(
+            loss_fn, inner, optax.sgd(1.0), gradient=gradient, radius=radius, program=program
+        )
 
     def batch(key, rows):
         chosen = jax.random.choice(key, jnp.asarray(rows), (config.batch_size,), replace=False)
@@ -114,34 +124,35 @@ def _program(config, space: DARTS, dataset, splits, programs, name: str):
         images = data.normalize(images, dataset.mean, dataset.std, dataset.max_value, dtype)
         return images, jnp.asarray(dataset.train_labels)[chosen]
 
-    def measure(key):
+    @jax.jit
+    def initial(key):
         keys = jax.random.split(key, 4)
         alphas = space.init_alphas(keys[0]).astype(dtype)
         image = jax.ShapeDtypeStruct((2, *dataset.image_shape), dtype)
-        shape = jax.ShapeDtypeStruct(space.alphas_shape, dtype)
-        weights = net.lazy_init(keys[1], image, shape)
+        weights = net.lazy_init(keys[1], image, jax.ShapeDtypeStruct(alphas.shape, dtype))
         weights = jax.tree.map(lambda a: a.astype(dtype), weights)
-        train, valid = batch(keys[2], splits.weights), batch(keys[3], splits.alphas)
-        state = optimizer("unrolled").init(weights, alphas)
-        # The same look-ahead without the second term: what the difference approximates is the rest.
-        _, exact = optimizer("hessian_vector").gradient(state, train, valid)
-        grads = jax.grad(loss_fn)(weights, alphas, train)
-        updates, _ = inner.update(grads, state.inner_state, weights)
-        ahead = optax.apply_updates(weights, updates)
-        direct = jax.grad(loss_fn, 1)(ahead, alphas, valid)
-        second = jnp.linalg.norm(exact - direct)
+        return weights, alphas, batch(keys[2], splits.weights), batch(keys[3], splits.alphas)
 
-        def error(radius):
-            _, published = optimizer("finite_difference", radius).gradient(state, train, valid)
-            return jnp.linalg.norm(published - exact) / second
+    def measure(key: jax.Array) -> np.ndarray:
+        weights, alphas, train, valid = initial(key)
+        exact = optimizer("hessian_vector")
+        state = exact.init(weights, alphas)
+        _, gradient = exact.gradient(state, train, valid)
+        both, ahead = (programs[f"{name}_{precision}"] for name in ("gradients", "look_ahead"))
+        _, (grads, _) = both(weights, alphas, train)
+        # the first term of the gradient; the difference stands for the rest
+        _, (_, direct) = both(ahead(weights, grads, state.inner_state), alphas, valid)
+        second = jnp.linalg.norm(gradient - direct)
+        found = (
+            optimizer("finite_difference", radius).gradient(state, train, valid)[1]
+            for radius in config.radii
+        )
+        return np.array([float(jnp.linalg.norm(g - gradient) / second) for g in found])
 
-        # a loop, not a vmap: convolutions with a kernel a member are slow
-        return jax.lax.map(error, jnp.array(config.radii, dtype))
-
-    return programs.add(f"errors_{name}", jax.jit(measure), searching.random_key(0))
+    return measure
 
 
-def _report(config, directory, programs, errors, complete: bool) -> None:
+def _report(config, directory, programs, errors, complete: bool, seconds: float) -> None:
     path = directory.path
     print("relative error of the second-order part (mean of "
           f"{config.num_seeds} seeds, largest in brackets)")
@@ -164,12 +175,11 @@ def _report(config, directory, programs, errors, complete: bool) -> None:
     result = reporting.Result(
         complete=complete, experiment="finite_difference", system="DARTS",
         architecture=reporting.Architecture("darts"), metrics=metrics,
-        evaluations=reporting.Evaluations(0, 0, 0), compilations=programs.count,
-        seconds=reporting.Seconds(
-            programs.seconds, 0.0, 0.0, directory.metrics.seconds
-        ),
+        evaluations=reporting.Evaluations(0, 0, 0), compilations=len(programs),
+        # programs compile at their first call: the seconds are not told apart
+        seconds=reporting.Seconds(0.0, seconds, 0.0, directory.metrics.seconds),
         step_seconds=common.StepTimer().summary(), seed=config.seed,
-        device=common.device_facts(1), programs=programs.names,
+        device=common.device_facts(1), programs=tuple(programs),
         extra={"radii": list(config.radii),
                "errors": {name: values.tolist() for name, values in errors.items()}},
     )

@@ -32,23 +32,37 @@ class Recorded:
     """A piece of an optimiser that becomes an ahead-of-time compiled program of its own.
 
     Called under `jax.eval_shape` it only notes the shapes that it is called with; after
-    `Programs.compile_all` it runs the compiled program, which refuses any other shape.
+    `Programs.compile_all` it runs the compiled program, which refuses any other shape. With
+    several devices the program is a `pmap`, and the shapes get the devices' axis in front.
     """
 
-    def __init__(self, programs: Programs, name: str, function: Callable) -> None:
-        self._programs, self._name = programs, name
+    def __init__(
+        self, programs: Programs, devices: list[jax.Device], name: str, function: Callable
+    ) -> None:
+        self._programs, self._devices, self._name = programs, devices, name
+        self._function = function
         self._jitted = jax.jit(function)  # remembers its trace, for the next call and to lower
         self._program: Callable | None = None
 
     def __call__(self, *args: Any) -> Any:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
             if self._program is None:
-                shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
-                self._program = self._programs.add(self._name, self._jitted, *shapes)
+                self._program = self._add(args)
             return self._jitted(*args)
         if self._program is None:
             raise RuntimeError(f"{self._name} was not traced before it was called.")
         return self._program(*args)
+
+    def _add(self, args: Any) -> Callable:
+        if len(self._devices) == 1:
+            shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
+            return self._programs.add(self._name, self._jitted, *shapes)
+        count, placement = len(self._devices), parallel.sharding(self._devices)
+        shapes = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype, sharding=placement), args
+        )
+        mapped = jax.pmap(self._function, axis_name=parallel.AXIS, devices=self._devices)
+        return self._programs.add(self._name, mapped, *shapes)
 
 
 class Task(NamedTuple):
@@ -57,6 +71,7 @@ class Task(NamedTuple):
     optimizer: BilevelOptimizer
     batch: Callable[[str, int], Any]  # ("weights" | "alphas", step) -> batch on the devices
     init: Callable[[], BilevelState]
+    shapes: BilevelState  # of one device's state
     steps_per_epoch: int
     total_steps: int
 
@@ -96,13 +111,9 @@ def make_task(
         logits: Any = supernet.apply({"params": weights}, batch["images"], space.weights(alphas))
         return training.cross_entropy(logits, batch["labels"])
 
-    def piece(name: str, function: Callable) -> Callable:
-        if axis_name is None:
-            return Recorded(programs, name, function)
-        return jax.pmap(function, axis_name=axis_name, devices=devices)
-
     optimizer = bilevel(
-        loss_fn, inner, outer, gradient=config.gradient, axis_name=axis_name, program=piece,
+        loss_fn, inner, outer, gradient=config.gradient, axis_name=axis_name,
+        program=functools.partial(Recorded, programs, devices),
         reuse_gradient=config.gradient == "first_order" and config.share_programs,
     )
     key = random_key(config.seed)
@@ -119,29 +130,41 @@ def make_task(
         return optimizer.init(weights, alphas)
 
     functions = _batch_functions(config, dataset, splits, jax.random.fold_in(key, 1))
+    init_program = programs.add("initial_state", jax.jit(initial))
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    batch_programs = {
+        name: programs.add(f"{name}_batch", jax.jit(function), *arrays, step)
+        for name, (function, arrays) in functions.items()
+    }
+    # Notes the shapes of every piece; nothing is computed.
+    function, arrays = functions["weights"]
+    example, shapes = jax.eval_shape(function, *arrays, step), jax.eval_shape(initial)
     if axis_name is None:
-        init: Callable[[], BilevelState] = programs.add("initial_state", jax.jit(initial))
-        step = jax.ShapeDtypeStruct((), jnp.int32)
-        batch_programs: dict[str, Callable] = {
-            name: programs.add(f"{name}_batch", jax.jit(function), *arrays, step)
-            for name, (function, arrays) in functions.items()
-        }
-        function, arrays = functions["weights"]
-        example = jax.eval_shape(function, *arrays, step)
-        # Notes the shapes of every piece; nothing is computed.
-        jax.eval_shape(optimizer.update, jax.eval_shape(initial), example, example)
+        jax.eval_shape(optimizer.update, shapes, example, example)
     else:
-        jitted = jax.jit(initial)
-        batch_programs = {name: jax.jit(function) for name, (function, _) in functions.items()}
+        lead = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(
+            (config.devices, *a.shape), a.dtype))
+        share = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(
+            (config.devices, a.shape[0] // config.devices, *a.shape[1:]), a.dtype))
+        jax.eval_shape(
+            jax.vmap(optimizer.update, axis_name=axis_name),
+            lead(shapes), share(example), share(example),
+        )
 
-        def init() -> BilevelState:
-            return parallel.replicate(jitted(), devices)
+    def init() -> BilevelState:
+        state = init_program()
+        return state if axis_name is None else parallel.replicate(state, devices)
 
     def batch(split: str, step: int) -> Any:
         made = batch_programs[split](*functions[split][1], jnp.int32(step))
-        return made if axis_name is None else parallel.shard_batch(made, config.devices)
+        if axis_name is None:
+            return made
+        shards = parallel.shard_batch(made, config.devices)
+        return jax.device_put(shards, parallel.sharding(devices))
 
-    return Task(optimizer, batch, init, steps_per_epoch, config.epochs * steps_per_epoch)
+    return Task(
+        optimizer, batch, init, shapes, steps_per_epoch, config.epochs * steps_per_epoch
+    )
 
 
 def _batch_functions(config: Any, dataset: ImageDataset, splits: Splits, key: jax.Array):

@@ -48,6 +48,11 @@ def available_devices(count: int | None = None) -> list[jax.Device]:
     return devices[:count]
 
 
+def sharding(devices: Sequence[jax.Device]) -> NamedSharding:
+    """Return how a leaf [D, ...] lies on D devices: one slice on each."""
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+
 def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
     """Return `tree` with a leading axis [D], one copy on each device.
 
@@ -55,14 +60,14 @@ def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
       tree: a pytree of arrays, random keys and Python numbers.
       devices: D devices, as from `available_devices`.
     """
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+    placement = sharding(devices)
 
     def copy(leaf: jax.Array) -> jax.Array:
         leaf = jax.numpy.asarray(leaf)
         # One copy a device; stacking first would hold all D on one.
         copies = [jax.device_put(leaf[None], device) for device in devices]
         shape = (len(devices), *leaf.shape)
-        return jax.make_array_from_single_device_arrays(shape, sharding, copies)
+        return jax.make_array_from_single_device_arrays(shape, placement, copies)
 
     return jax.tree.map(copy, tree)
 

@@ -14,16 +14,8 @@ import jax.numpy as jnp
 from jaxnas import genotypes
 from jaxnas.genotypes import CellGenotype, Genotype
 from jaxnas.networks import primitives
-from jaxnas.networks.operations import (
-    OPERATIONS,
-    POOL_NORMS,
-    BatchNorm,
-    FactorizedReduce,
-    Identity,
-    ReLUConvBN,
-    convolve,
-    drop_path,
-)
+from jaxnas.networks.operations import (OPERATIONS, POOL_NORMS, BatchNorm, FactorizedReduce,
+                                        Identity, ReLUConvBN, convolve, drop_path)
 from jaxnas.networks.supernet import reduction_layers
 
 STEMS = ("cifar", "imagenet")

@@ -29,6 +29,7 @@ from jax import lax
 from jaxnas.genotypes import CellGenotype, Edge, Genotype
 from jaxnas.networks import primitives
 from jaxnas.networks.depthwise import depthwise
+from jaxnas.networks.extraction import Arrays, extract_collection, has_norm
 from jaxnas.networks.mixed import CONVOLUTIONS, POOLS
 from jaxnas.networks.network import Stem, check_image, check_macro
 from jaxnas.networks.operations import MOMENTUM
@@ -40,8 +41,6 @@ DARTS_OPERATIONS = (
 )  # fmt: skip
 NUM_NODES = 4
 _EDGES = 2 * NUM_NODES
-
-Arrays = dict[str, Any]  # a tree of arrays with string keys
 
 
 class _Shape(NamedTuple):
@@ -184,7 +183,7 @@ class TracedNetwork(nn.Module):
         """
         genotype, groups = self.decode(arch), self._groups()
         return {
-            kind: _extract(tree, genotype, groups, kind, self.pool_norm)
+            kind: extract_collection(tree, genotype, groups, kind, self.pool_norm)
             for kind, tree in variables.items()
         }
 
@@ -362,7 +361,7 @@ def _edge(weights, affine, stats, large, states, operation, source, *, operation
     # Branches: each operation at stride 1, the identity, each operation at stride 2.
     identity = len(operations)
     separable = jnp.array([CONVOLUTIONS.get(n, (0, 0, 0))[2] == 2 for n in operations])
-    normalized = [_normalized(name, pool_norm, False) for name in operations] + [False]
+    normalized = [has_norm(name, pool_norm, False) for name in operations] + [False]
     branches = [start(name, 1) for name in (*operations, "skip_connect")]
     operation = jnp.clip(operation, 0, identity - 1)
     first = operation
@@ -375,7 +374,7 @@ def _edge(weights, affine, stats, large, states, operation, source, *, operation
         branches = [lambda x, weights, _, f=f: f(x, weights) for f in branches] + [
             lambda _, weights, x, f=start(name, 2): f(x, weights) for name in operations
         ]
-        normalized += [_normalized(name, pool_norm, True) for name in operations]
+        normalized += [has_norm(name, pool_norm, True) for name in operations]
         first = jnp.where(source < 2, operation + identity + 1, operation)
     index = jnp.stack([first, jnp.where(separable[operation], operation, identity)])
     has_norm = jnp.array(normalized)[index].astype(jnp.int32)
@@ -421,54 +420,3 @@ def _switch(index: jax.Array, branches, *operands):
 
     run.defvjp(lambda *arguments: (run(*arguments), (arguments[0], arguments[1:])), backward)
     return run(index, *operands)
-
-
-def _normalized(name: str, pool_norm: str | None, large: bool) -> bool:
-    if name in POOLS:
-        return pool_norm is not None
-    return name in CONVOLUTIONS or large
-
-
-def _extract(tree, genotype: Genotype, groups, kind: str, pool_norm: str | None) -> Arrays:
-    """Rename and cut one collection, "params" or "batch_stats"; see `TracedNetwork.extract`."""
-    result = {name: tree[name] for name in ("stem", "head") if name in tree}
-    names = ("scale", "bias") if kind == "params" else ("mean", "var")
-
-    def entry(weights: Arrays, norm: Arrays, suffix: str = "") -> Arrays:
-        """Return one operation's dictionary: weights (parameters only) and its BN."""
-        return (weights if kind == "params" else {}) | {f"norm{suffix}": norm}
-
-    for first, count, shape in groups:
-        for number in range(count):
-            cell = jax.tree.map(lambda a, number=number: a[number], tree[f"cells_{first}"])
-            found: Arrays = {}
-            for which in ("preprocess_0", "preprocess_1"):
-                norm = {name: cell[which][name] for name in names}
-                found[which] = entry({"kernel": cell[which].get("kernel")}, norm)
-            edges = (genotype.reduction if shape.reduction else genotype.normal).edges
-            for position, (name, source) in enumerate(edges):
-                large = shape.reduction and source < 2
-                if not _normalized(name, pool_norm, large):
-                    continue
-                slot = jax.tree.map(lambda a, position=position: a[position], cell["edges"])
-                label = f"edge_{position}"
-                norms = [{n: slot[n][half] for n in names} for half in (0, 1)]
-                if name in POOLS:
-                    found[label] = entry({}, norms[0])
-                elif name == "skip_connect":
-                    weights = {}
-                    if kind == "params":
-                        halves = jnp.split(slot["pointwise"][0], 2, -1)
-                        weights = {"kernel": jnp.stack(halves)}
-                    found[label] = entry(weights, norms[0])
-                else:
-                    size, _, blocks = CONVOLUTIONS[name]
-                    found[label] = {}
-                    for half in range(blocks):
-                        weights = {}
-                        if kind == "params":
-                            weights[f"depthwise_{half}"] = slot[f"depthwise_{size}"][half]
-                            weights[f"pointwise_{half}"] = slot["pointwise"][half]
-                        found[label] |= entry(weights, norms[half], f"_{half}")
-            result[f"cell_{first + number}"] = found
-    return result

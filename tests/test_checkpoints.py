@@ -382,6 +382,7 @@ def kill_while_saving(directory, start, seconds):
     process.send_signal(signal.SIGKILL)
     lines = process.stdout.read().split()
     process.wait()
+    process.stdout.close()
     return int(lines[-1]) if lines else start + 1
 
 

@@ -94,7 +94,7 @@ class Supernet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
         reductions = reduction_layers(self.num_layers)
-        if len(reductions) < 2 or self.features % 2:
+        if self.num_layers < 3 or self.features % 2:
             raise ValueError(
                 f"num_layers must be 3 or more and features even, got {self.num_layers} and "
                 f"{self.features}."

@@ -377,14 +377,14 @@ def _edge(weights, affine, stats, large, states, operation, source, *, operation
         normalized += [has_norm(name, pool_norm, True) for name in operations]
         first = jnp.where(source < 2, operation + identity + 1, operation)
     index = jnp.stack([first, jnp.where(separable[operation], operation, identity)])
-    has_norm = jnp.array(normalized)[index].astype(jnp.int32)
+    renormed = jnp.array(normalized)[index].astype(jnp.int32)
 
     def half(x, xs):
-        index, has_norm, weights, affine, stats = xs
+        index, renormed, weights, affine, stats = xs
         x = _switch(index, branches, x, weights, *picked)
-        return _switch(has_norm, [lambda x, _, stats: (x, stats), renorm], x, affine, stats)
+        return _switch(renormed, [lambda x, _, stats: (x, stats), renorm], x, affine, stats)
 
-    return lax.scan(half, x, (index, has_norm, weights, affine, stats))
+    return lax.scan(half, x, (index, renormed, weights, affine, stats))
 
 
 def _kernels(weights: jax.Array, channels: int) -> Arrays:

@@ -115,7 +115,7 @@ def test_cell_equals_the_plain_one(reduction, scan_sources):
 def test_every_form_gives_one_answer():
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-        weights = jax.nn.softmax(jax.random.normal(jax.random.key(2), (2, 14, 4)))
+        weights = jax.nn.softmax(jax.random.normal(jax.random.key(2), (2, 5, 3)))
         forms = [
             {"scan_cells": False},
             {"scan_cells": True, "remat": True},
@@ -123,7 +123,10 @@ def test_every_form_gives_one_answer():
         ]
         answers, params = [], None
         for form in forms:
-            net = Supernet(FEW, features=2, num_layers=6, num_classes=3, **form)
+            net = Supernet(
+                ("none", "skip_connect", "sep_conv_3x3"), features=2, num_layers=6, num_nodes=2,
+                num_classes=3, **form,
+            )
             if params is None:
                 params = jax.tree.map(
                     lambda a: a.astype(jnp.float64), net.init(jax.random.key(3), x, weights)

@@ -136,15 +136,17 @@ def run(config: Config) -> None:
         )
     sizes = {name: len(rows) for name, rows in splits._asdict().items()}
     facts = common.dataset_facts(dataset, {**sizes, "test": len(dataset.test_labels)})
+    if config.dry_run:
+        supernet = searching.make_supernet(config, space, dataset)
+        shapes = jax.eval_shape(lambda: searching.initial_weights(
+            supernet, space, dataset, searching.random_key(0)))
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        print(common.describe(config, dataset=facts, supernet_parameters=count))
+        return
     programs = common.Programs()
     task = searching.make_task(config, space, dataset, splits, programs)
     arch_shape = jax.ShapeDtypeStruct((2, 2 * space.num_nodes, 2), jnp.int32)
     trainer = retraining.make_trainer(config, network, dataset, programs, (arch_shape,))
-    if config.dry_run:
-        count = sum(leaf.size for leaf in jax.tree.leaves(task.shapes.weights))
-        print(common.describe(config, dataset=facts, supernet_parameters=count,
-                              search_steps=task.total_steps))
-        return
     with common.progress(config) as progress:
         if config.compile_only:
             programs.compile_all(progress)

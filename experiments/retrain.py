@@ -87,7 +87,7 @@ def run(config: Config) -> None:
         )
         image = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
         shapes = jax.eval_shape(  # refuses images that do not fit the network
-            lambda key: network.lazy_init(key, image, train=True), searching.random_key(0)
+            lambda: network.lazy_init(searching.random_key(0), image, train=True)
         )
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     facts = common.dataset_facts(

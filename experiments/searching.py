@@ -15,6 +15,7 @@ from experiments.programs import Programs
 from jaxnas import data, parallel, training
 from jaxnas.base import BilevelOptimizer
 from jaxnas.data import ImageDataset, Splits
+from jaxnas.networks import Supernet
 from jaxnas.search_spaces import DARTS
 from jaxnas.searchers import BilevelState, bilevel
 
@@ -76,6 +77,30 @@ class Task(NamedTuple):
     total_steps: int
 
 
+def make_supernet(config: Any, space: DARTS, dataset: ImageDataset) -> Supernet:
+    """Build the search network of a configuration."""
+    synchronised = config.devices > 1 and config.batch_norm == "sync"
+    return space.supernet(
+        features=config.features,
+        num_layers=config.layers,
+        num_classes=dataset.num_classes,
+        scan_cells=config.scan_cells,
+        scan_sources=config.scan_sources,
+        remat=config.remat,
+        axis_name=parallel.AXIS if synchronised else None,
+    )
+
+
+def initial_weights(
+    supernet: Supernet, space: DARTS, dataset: ImageDataset, key: jax.Array
+) -> Any:
+    """Draw the weights of a supernet; lazily, so that a program of it leaves the network out."""
+    image = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
+    relaxed = jax.ShapeDtypeStruct(space.alphas_shape, jnp.float32)
+    # Statistics over devices are no business of an initialisation.
+    return supernet.clone(axis_name=None).lazy_init(key, image, relaxed)["params"]
+
+
 def make_task(
     config: Any, space: DARTS, dataset: ImageDataset, splits: Splits, programs: Programs
 ) -> Task:
@@ -86,15 +111,7 @@ def make_task(
     """
     devices = parallel.available_devices(config.devices)
     axis_name = parallel.AXIS if config.devices > 1 else None
-    supernet = space.supernet(
-        features=config.features,
-        num_layers=config.layers,
-        num_classes=dataset.num_classes,
-        scan_cells=config.scan_cells,
-        scan_sources=config.scan_sources,
-        remat=config.remat,
-        axis_name=axis_name if config.batch_norm == "sync" else None,
-    )
+    supernet = make_supernet(config, space, dataset)
     steps_per_epoch = data.steps_per_epoch(len(splits.weights), config.batch_size)
     schedule = training.cosine_by_epoch(
         config.weights_lr, config.weights_lr_min, config.epochs, steps_per_epoch
@@ -117,16 +134,11 @@ def make_task(
         reuse_gradient=config.gradient == "first_order" and config.share_programs,
     )
     key = random_key(config.seed)
-    image = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
 
     def initial() -> BilevelState:
         weights_key, alphas_key = jax.random.split(jax.random.fold_in(key, 0))
         alphas = space.init_alphas(alphas_key)
-        # Statistics over devices are no business of an initialisation.
-        plain = supernet.clone(axis_name=None)
-        relaxed = jax.ShapeDtypeStruct(space.alphas_shape, jnp.float32)
-        # lazy: the program draws the weights and leaves the network out
-        weights = plain.lazy_init(weights_key, image, relaxed)["params"]
+        weights = initial_weights(supernet, space, dataset, weights_key)
         return optimizer.init(weights, alphas)
 
     functions = _batch_functions(config, dataset, splits, jax.random.fold_in(key, 1))

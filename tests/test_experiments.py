@@ -196,6 +196,8 @@ def test_bad_input_is_one_sentence(name, tmp_path, capsys):
 def test_dry_run_of_every_preset(module, capsys):
     for preset in module.PRESETS:
         arguments = ["--preset", preset, "--dry-run", "--dataset", "digits", "--cutout-length", "4"]
+        if module is darts:
+            arguments += ["--limit", "1000"]
         if preset == "paper" and module is retrain:
             arguments.append("--no-auxiliary")  # digits are too small for the head
         assert common.main(module.Config, module.PRESETS, module.SMOKE, module.run, arguments) == 0

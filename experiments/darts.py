@@ -25,7 +25,7 @@ from jaxnas.search_spaces import DARTS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(common.CommonConfig):
+class Config(retraining.RetrainingConfig):
     """DARTS: differentiable architecture search (https://arxiv.org/abs/1806.09055)."""
 
     num_seeds: int = 3
@@ -74,24 +74,10 @@ class Config(common.CommonConfig):
     """First order: one gradient program for both levels; compiles less, does more work."""
     checkpoint_steps: int = 20
     """Steps between checkpoints of the search."""
-    retrain_epochs: int = 6
-    """Passes over all training images."""
-    retrain_batch_size: int = 64
-    """Images of a training step."""
     retrain_features: int = 8
     """Channels of the first cells of the retrained network."""
     retrain_layers: int = 3
     """Cells of the retrained network."""
-    retrain_lr: float = 0.1
-    """Peak learning rate, cosine to 0."""
-    retrain_weight_decay: float = 3e-4
-    """L2."""
-    drop_path_rate: float = 0.0
-    """Final rate of the scheduled drop path."""
-    cutout_length: int = 0
-    """Side of the square that cutout erases."""
-    label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
 
 
 PRESETS = {

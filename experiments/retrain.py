@@ -23,7 +23,7 @@ from jaxnas.networks.network import Network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(common.CommonConfig):
+class Config(retraining.RetrainingConfig):
     """Train the network of one genotype from scratch and test it."""
 
     genotype: str = "DARTS_V2"
@@ -38,20 +38,6 @@ class Config(common.CommonConfig):
     """Auxiliary head after the second reduction; needs images of 24x24 or more."""
     auxiliary_weight: float = 0.4
     """Of its loss."""
-    retrain_epochs: int = 6
-    """Passes over all training images."""
-    retrain_batch_size: int = 64
-    """Images of a training step."""
-    retrain_lr: float = 0.1
-    """Peak learning rate, cosine to 0."""
-    retrain_weight_decay: float = 3e-4
-    """L2."""
-    drop_path_rate: float = 0.0
-    """Final rate of the scheduled drop path."""
-    cutout_length: int = 0
-    """Side of the square that cutout erases."""
-    label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
 
 
 PRESETS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,9 +12,30 @@ import jax.numpy as jnp
 
 from experiments.programs import Programs
 from experiments.searching import random_key
+from experiments.settings import CommonConfig
 from jaxnas import data, training
 from jaxnas.data import ImageDataset
 from jaxnas.training import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrainingConfig(CommonConfig):
+    """The flags of every experiment that trains a found network from scratch."""
+
+    retrain_epochs: int = 6
+    """Passes over all training images."""
+    retrain_batch_size: int = 64
+    """Images of a training step."""
+    retrain_lr: float = 0.1
+    """Peak learning rate, cosine to 0."""
+    retrain_weight_decay: float = 3e-4
+    """L2."""
+    drop_path_rate: float = 0.0
+    """Final rate of the scheduled drop path."""
+    cutout_length: int = 0
+    """Side of the square that cutout erases."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
 
 
 class Trainer(NamedTuple):
@@ -36,7 +58,7 @@ def make_trainer(
     """Register the programs that train a network on the whole training part and test it.
 
     Args:
-      config: with the `retrain_*` fields of `experiments.darts.Config`.
+      config: `RetrainingConfig`.
       network: Flax module, `__call__(x, *inputs, train, drop_path_rate)`.
       dataset: trained on all its training images, tested on its test images.
       programs: compiles what is registered here.

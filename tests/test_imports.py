@@ -141,5 +141,5 @@ def test_late_imports_are_told_apart(source, late):
 def test_machine_paths_are_told_apart():
     for path in ("/home/me/x", "file:///tmp/x", "C:\\data"):
         assert MACHINE_PATH.search(path), path
-    for path in ("/usr/share/datasets", "runs/work/x", "https://a.org/home/x", "~/work/x"):
+    for path in ("/usr/share/datasets", "runs/home/x", "https://a.org/home/x", "~/home/x"):
         assert not MACHINE_PATH.search(path), path

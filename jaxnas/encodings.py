@@ -1,0 +1,70 @@
+"""Integer encodings of architectures as other things: flat index, one-hot, sortable words.
+
+Array functions on `archs` [..., L] int32 with decision l in [0, num_choices[l]).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MAX_FLAT_SIZE = 2 ** 31 - 1  # of a space whose flat index is an int32
+
+
+def space_size(num_choices: tuple[int, ...]) -> int:
+    """Return the number of combinations of all decisions."""
+    return math.prod(num_choices)
+
+
+def flat_index(archs: jax.Array, num_choices: tuple[int, ...]) -> jax.Array:
+    """Number the architectures in lexicographic order: [..., L] -> [...] int32.
+
+    The last decision varies fastest, as in `numpy.ravel_multi_index`.
+
+    Raises:
+      ValueError: the space has more than 2 ** 31 - 1 combinations; use `words`.
+    """
+    return jnp.sum(archs * _strides(num_choices), axis=-1, dtype=jnp.int32)
+
+
+def from_flat_index(index: jax.Array, num_choices: tuple[int, ...]) -> jax.Array:
+    """Invert `flat_index`: [...] integers -> [..., L] int32; raises as it does."""
+    # In one operation: jnp.unravel_index takes seconds to compile where decisions are many.
+    quotients = jnp.asarray(index, jnp.int32)[..., None] // _strides(num_choices)
+    return quotients % np.array(num_choices, np.int32)
+
+
+def _strides(num_choices: tuple[int, ...]) -> np.ndarray:
+    if space_size(num_choices) > MAX_FLAT_SIZE:
+        raise ValueError(
+            f"a flat index needs at most {MAX_FLAT_SIZE} combinations, num_choices has "
+            f"{space_size(num_choices)}; use jaxnas.encodings.words."
+        )
+    return np.cumprod((1, *num_choices[:0:-1]))[::-1].astype(np.int32)
+
+
+def words(archs: jax.Array, num_choices: tuple[int, ...]) -> jax.Array:
+    """Pack archs of any space into few integers, equal if and only if the archs are.
+
+    Compared word by word they are in lexicographic order.
+
+    Returns:
+      [..., W] int32, W as small as whole decisions allow.
+    """
+    groups: list[list[int]] = [[]]
+    for position, count in enumerate(num_choices):
+        if groups[-1] and math.prod(num_choices[p] for p in groups[-1]) * count > MAX_FLAT_SIZE:
+            groups.append([])
+        groups[-1].append(position)
+    packed = [flat_index(archs[..., group[0] : group[-1] + 1],
+                         num_choices[group[0] : group[-1] + 1]) for group in groups]
+    return jnp.stack(packed, axis=-1)
+
+
+def one_hot(archs: jax.Array, num_choices: tuple[int, ...]) -> jax.Array:
+    """Encode for a predictor: [..., L] -> [..., sum(num_choices)] float32."""
+    starts = np.cumsum((0, *num_choices[:-1]))
+    columns = np.repeat(np.arange(len(num_choices)), num_choices)
+    values = np.arange(sum(num_choices)) - starts[columns]
+    return (archs[..., columns] == values).astype(jnp.float32)

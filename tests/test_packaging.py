@@ -24,8 +24,8 @@ def test_setup_parses_and_has_one_version():
     assert setup["options"]["python_requires"] == ">=3.11"
     requirements = setup["options"]["install_requires"].split()
     assert {line.split(">")[0] for line in requirements} == {
-        "jax", "flax", "optax", "chex", "numpy", "orbax-checkpoint", "tensorflow-datasets", "tyro",
-        "rich"}
+        "jax", "flax", "optax", "scipy", "chex", "numpy", "orbax-checkpoint",
+        "tensorflow-datasets", "tyro", "rich"}
     assert set(setup["options.extras_require"]) == {"cuda", "datasets", "viz", "test"}
 
 
@@ -33,7 +33,8 @@ def test_data_is_in_the_package():
     files = importlib.resources.files("jaxnas.data") / "files"
     names = {entry.name for entry in files.iterdir()}
     shipped = {name for name in names if name.endswith(".npz")}
-    assert shipped >= {"digits.npz", "fashion_mnist.npz"}
+    assert shipped >= {
+        "digits.npz", "fashion_mnist.npz", "nasbench201.npz", "nasbench_macro.npz"}
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
     for name in shipped:
         assert name.replace(".npz", ".LICENSE.txt") in names, f"{name} has no licence beside it"

@@ -1,14 +1,19 @@
-"""Image data sets, splits, batches and augmentation."""
+"""Image data sets, splits, batches and augmentation; tables of NAS benchmarks."""
 
 from jaxnas.data.augment import augment, cutout, normalize, random_crop, random_flip
 from jaxnas.data.batches import batch_indices, epoch_batches, epoch_permutation, steps_per_epoch
 from jaxnas.data.images import DatasetError, ImageDataset, load, validate
+from jaxnas.data.nats_bench import read_nats_bench
 from jaxnas.data.splits import Splits, Validation, split_search, split_validation
+from jaxnas.data.table import Table, TableError
+from jaxnas.data.tables import load_table, nasbench201, nasbench_macro
 
 __all__ = [
     "DatasetError",
     "ImageDataset",
     "Splits",
+    "Table",
+    "TableError",
     "Validation",
     "augment",
     "batch_indices",
@@ -16,9 +21,13 @@ __all__ = [
     "epoch_batches",
     "epoch_permutation",
     "load",
+    "load_table",
+    "nasbench201",
+    "nasbench_macro",
     "normalize",
     "random_crop",
     "random_flip",
+    "read_nats_bench",
     "split_search",
     "split_validation",
     "steps_per_epoch",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -117,13 +118,13 @@ def unpack(leaf: Leaf, buffer: np.ndarray, target: Any) -> Any:
     return _place(jnp.asarray(array), target)
 
 
-def _key_impl(target: jax.Array | jax.ShapeDtypeStruct) -> str:
-    """Return the name of the generator of a key array, which may be abstract."""
+def _key_impl(target: jax.Array | jax.ShapeDtypeStruct) -> Hashable:
+    """Return the generator of a key array, which may be abstract, as `wrap_key_data` takes it."""
     if isinstance(target, jax.Array):
-        return str(jax.random.key_impl(target))
-    names: list[str] = []
-    jax.eval_shape(lambda key: names.append(str(jax.random.key_impl(key))), target)
-    return names[0]
+        return jax.random.key_impl(target)
+    found: list[Hashable] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), target)
+    return found[0]
 
 
 def _place(array: jax.Array, target: Any) -> jax.Array:

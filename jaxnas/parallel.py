@@ -112,3 +112,25 @@ def shard_batch(tree: Tree, count: int) -> Tree:
         return leaf.reshape(count, size // count, *leaf.shape[1:])
 
     return jax.tree.map(cut, tree)
+
+
+def shard_rows(tree: Tree, count: int) -> Tree:
+    """Cut every leaf [N, ...] into [count, ceil(N / count), ...], first rows filling the last.
+
+    For rows that are independent of each other, such as seeds; `merge_rows` undoes it.
+
+    Args:
+      tree: a pytree of NumPy or JAX arrays with the same first axis.
+      count: devices, 1 or more.
+    """
+    def cut(leaf: jax.Array) -> jax.Array:
+        share = -(-leaf.shape[0] // count)
+        rows = np.arange(share * count) % leaf.shape[0]
+        return leaf[rows].reshape(count, share, *leaf.shape[1:])
+
+    return jax.tree.map(cut, tree)
+
+
+def merge_rows(tree: Tree, num_rows: int) -> Tree:
+    """Join leaves [D, M, ...] into [num_rows, ...], dropping the rows that filled the last."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num_rows], tree)

@@ -1,0 +1,5 @@
+"""Evaluators: one file, one estimation strategy."""
+
+from jaxnas.evaluators.tabular import tabular
+
+__all__ = ["tabular"]

@@ -1,7 +1,7 @@
 """What every experiment shares; an experiment imports this module and no other of its kind.
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(common.CommonConfig):
+    class Config(common.DatasetConfig):
         epochs: int = 50
 
     def run(config: Config) -> None:
@@ -40,13 +40,14 @@ import jax
 from experiments.programs import Program, ProgramCost, Programs, StepTimer
 from experiments.run import (Interrupt, RunDirectory, check_output, dataset_facts, device_facts,
                              open_run, versions)
-from experiments.settings import (CommonConfig, ConfigT, InputError, parse, progress, to_json,
-                                  validation)
+from experiments.settings import (CommonConfig, ConfigT, DatasetConfig, InputError, parse, progress,
+                                  to_json, validation)
 from jaxnas.data import DatasetError
 from jaxnas.genotypes import GenotypeError
 
 __all__ = [
-    "CommonConfig", "InputError", "Interrupt", "Program", "ProgramCost", "Programs",
+    "CommonConfig", "DatasetConfig", "InputError", "Interrupt", "Program", "ProgramCost",
+    "Programs",
     "RunDirectory", "StepTimer", "check_output", "dataset_facts", "describe", "device_facts",
     "enable_compilation_cache", "main", "open_run", "parse", "progress", "to_json",
     "use_huge_pages", "validation", "versions",

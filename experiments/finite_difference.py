@@ -26,7 +26,7 @@ from jaxnas.searchers import bilevel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(common.CommonConfig):
+class Config(common.DatasetConfig):
     """Compare the finite difference with the exact product, by step size and precision."""
 
     num_seeds: int = 3

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 
 from experiments.programs import Programs
 from experiments.searching import random_key
-from experiments.settings import CommonConfig
+from experiments.settings import DatasetConfig
 from jaxnas import data, training
 from jaxnas.data import ImageDataset
 from jaxnas.training import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RetrainingConfig(CommonConfig):
+class RetrainingConfig(DatasetConfig):
     """The flags of every experiment that trains a found network from scratch."""
 
     retrain_epochs: int = 6

@@ -112,13 +112,14 @@ class RunDirectory:
 
 @contextlib.contextmanager
 def open_run(config: CommonConfig, name: str, dataset: Mapping[str, object], *,
-             root: Path = Path("runs")) -> Iterator[RunDirectory]:
+             num_devices: int | None = None, root: Path = Path("runs")) -> Iterator[RunDirectory]:
     """Open the run directory of a configuration, locked for this process until the block ends.
 
     Args:
       config: its `output` or `resume` says where; else root/name/<time>.
       name: of the experiment, as in `python -m experiments.<name>`.
       dataset: `dataset_facts(...)`, or of a table likewise: name, sha256, splits.
+      num_devices: used by the run; by default the configuration's `devices`.
       root: where runs without `--output` go.
 
     Raises:
@@ -130,7 +131,7 @@ def open_run(config: CommonConfig, name: str, dataset: Mapping[str, object], *,
         raise ValueError(f"dataset lacks {', '.join(missing)}.")
     facts = {"experiment": name, "config": to_json(config), "seed": config.seed,
              "versions": versions(),
-             "device": {**dataclasses.asdict(device_facts(config.devices)),
+             "device": {**dataclasses.asdict(device_facts(num_devices or config.devices)),
                         "cores": os.cpu_count()},
              "dataset": dict(dataset)}
     check_output(config)

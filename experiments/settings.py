@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import tyro
 
@@ -34,8 +34,8 @@ class InputError(ValueError):
 class CommonConfig:
     """What every experiment has; subclass it, frozen and keyword-only."""
 
-    dataset: str = "digits"
-    """An embedded name, a tensorflow-datasets name, or the path of an .npz."""
+    MIN_DEVICES: ClassVar[int] = 1
+
     seed: int = 0
     """Of everything random; runs with the same seed are equal."""
     num_seeds: int = 1
@@ -58,15 +58,23 @@ class CommonConfig:
     """Compile every program, print their sizes, and stop before training."""
     quiet: bool = False
     """No progress."""
-    data_dir: Path | None = None
-    """Where data sets are; default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
 
     def __post_init__(self) -> None:
-        for name, low in (("seed", 0), ("num_seeds", 1), ("devices", 1)):
+        for name, low in (("seed", 0), ("num_seeds", 1), ("devices", self.MIN_DEVICES)):
             if getattr(self, name) < low:
                 raise InputError(f"{name} must be >= {low}, got {getattr(self, name)}.")
         if self.seed >= 2 ** 32:
             raise InputError(f"seed must be < 2**32, got {self.seed}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetConfig(CommonConfig):
+    """What every experiment on a data set has besides."""
+
+    dataset: str = "digits"
+    """An embedded name, a tensorflow-datasets name, or the path of an .npz."""
+    data_dir: Path | None = None
+    """Where data sets are; default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
 
 
 # What may differ between a run and its resumption: it changes no number.

@@ -33,7 +33,7 @@ class Inner:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(common.CommonConfig):
+class Config(common.DatasetConfig):
     """A counter."""
 
     steps: int = 6

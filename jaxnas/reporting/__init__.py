@@ -1,8 +1,9 @@
 """Reports of a run: the run directory's files, plots, drawings, progress; it computes nothing."""
 
 from jaxnas.reporting.checklist import CHECKLIST, write_checklist
+from jaxnas.reporting.dags import draw_dag
 from jaxnas.reporting.graphs import draw_genotype, to_dot
-from jaxnas.reporting.html import welch_interval, write_report
+from jaxnas.reporting.html import smaller_is_better, welch_interval, write_report
 from jaxnas.reporting.metrics import KINDS, MetricsWriter, read_metrics, truncate
 from jaxnas.reporting.plots import (OPERATION_COLORS, edge_names, operation_color, plot_alphas,
                                     plot_curves, plot_groups, require_matplotlib)
@@ -13,9 +14,10 @@ from jaxnas.reporting.result import (SCHEMA, Architecture, Device, Evaluations, 
 
 __all__ = [
     "CHECKLIST", "KINDS", "OPERATION_COLORS", "SCHEMA", "Architecture", "Device", "Evaluations",
-    "Metric", "MetricsWriter", "Phase", "Progress", "Published", "Result", "Seconds", "StepSeconds",
-    "Summary", "draw_genotype", "edge_names", "operation_color", "plot_alphas", "plot_curves",
-    "plot_groups", "read_metrics", "read_result", "require_matplotlib", "summarize", "to_dot",
-    "truncate", "validate_run_directory", "welch_interval", "write_checklist", "write_report",
+    "Metric", "MetricsWriter", "Phase", "Progress", "Published", "Result", "Seconds",
+    "StepSeconds", "Summary", "draw_dag", "draw_genotype", "edge_names", "operation_color",
+    "plot_alphas", "plot_curves", "plot_groups", "read_metrics", "read_result",
+    "require_matplotlib", "smaller_is_better", "summarize", "to_dot", "truncate",
+    "validate_run_directory", "welch_interval", "write_checklist", "write_report",
     "write_result",
 ]

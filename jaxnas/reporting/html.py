@@ -91,6 +91,11 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
     return path
 
 
+def smaller_is_better(name: str) -> bool:
+    """Tell from a metric's name whether one wants it small, as a latency or a loss."""
+    return any(word in name.lower() for word in _SMALLER_IS_BETTER)
+
+
 def welch_interval(first: Sequence[float], second: Sequence[float],
                    ) -> tuple[float, float, float] | None:
     """Return mean(first) - mean(second), its standard error, and half its 95 % interval.
@@ -192,7 +197,7 @@ def _verdict(name: str, metric: Metric) -> str:
                              "two seeds a side, chance cannot be ruled out.")
         else:
             difference, error, half = interval
-            smaller = any(word in name.lower() for word in _SMALLER_IS_BETTER)
+            smaller = smaller_is_better(name)
             low, high = difference - half, difference + half
             sentences.append(f"Difference {difference:+.3g}, standard error {error:.2g}, 95 % "
                              f"Welch interval [{low:+.3g}, {high:+.3g}].")

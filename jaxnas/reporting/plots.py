@@ -179,7 +179,7 @@ def _final(axes: "Axes", final: np.ndarray, edges: Sequence[str], names: Sequenc
 def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], stem: Path,
                 xlabel: str, ylabel: str,
                 bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
-                ) -> list[Path]:
+                *, log: bool = False) -> list[Path]:
     """Draw y over x, one line a name.
 
     Args:
@@ -188,6 +188,7 @@ def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], s
       xlabel: label of the horizontal axis.
       ylabel: label of the vertical axis.
       bands: name -> (low [K], high [K]) around the curve of that name.
+      log: both axes logarithmic, for regret over a budget; what is not positive is not drawn.
 
     Returns:
       The paths of the svg and the png.
@@ -215,6 +216,8 @@ def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], s
             axes.plot(x, y, color=color, label=name, linewidth=1.8,
                       marker="o" if len(x) < 15 else None, markersize=4)
         axes.set(xlabel=xlabel, ylabel=ylabel)
+        if log:
+            axes.set(xscale="log", yscale="log")
         if len(curves) > 1:
             figure.legend(loc="outside upper left", ncols=min(len(curves), 4))
         return save_figure(figure, stem)

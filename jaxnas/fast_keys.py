@@ -48,7 +48,10 @@ def _seed(seed: jax.Array) -> jax.Array:
 
 
 def _derive(key: jax.Array, counter: jax.Array, purpose: np.uint32) -> jax.Array:
-    return _hash(key, counter[..., None], purpose + np.arange(2, dtype=np.uint32))
+    # The second word hashes the key's words in the other order: from one hash alone both would
+    # follow, and of a million derived keys a hundred would be equal.
+    words = jnp.stack([key, key[::-1]])
+    return _hash(words, counter[..., None], purpose + np.arange(2, dtype=np.uint32))
 
 
 def _counters(shape: tuple[int, ...]) -> jax.Array:

@@ -1,7 +1,7 @@
 """What a history of evaluations says: the best so far, what was new, what a budget allows.
 
 Functions of one search's N evaluations in order, [N] or [N, L]; `jax.vmap` them over seeds.
-`flatten` turns the steps and batches of a `search.History` into such evaluations.
+Of a `search.History` with one architecture a step, they are rows such as `fitness[:, 0]`.
 """
 
 import jax
@@ -60,5 +60,6 @@ def within_budget(*, new: jax.Array | None = None, unique: float | jax.Array | N
     if new is not None and unique is not None:
         allowed.append(jnp.cumsum(new) <= unique)
     if cost is not None and budget is not None:
-        allowed.append(jnp.cumsum(jnp.nan_to_num(cost)) <= budget)
+        # Sums of many floats are rounded, each in its own way: without the maximum one may fall.
+        allowed.append(jax.lax.cummax(jnp.cumsum(jnp.nan_to_num(cost))) <= budget)
     return jnp.all(jnp.stack(allowed), axis=0)

@@ -94,6 +94,7 @@ def _ending_in_costly(equations) -> tuple[list, list]:
 def _is_costly(equation) -> bool:
     keys = any(jax.dtypes.issubdtype(var.aval.dtype, jax.dtypes.prng_key)
                for var in _variables(equation.invars))
-    calls = any(isinstance(value, (jax_core.Jaxpr, jax_core.ClosedJaxpr))
-                for value in equation.params.values())
+    calls = any(isinstance(part, (jax_core.Jaxpr, jax_core.ClosedJaxpr))
+                for value in equation.params.values()
+                for part in (value if isinstance(value, tuple) else (value,)))  # branches of cond
     return keys or calls or equation.primitive is jax.extend.random.threefry2x32_p

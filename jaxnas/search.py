@@ -7,6 +7,7 @@
 
 Step t takes its keys from (key, t) alone, so a search that is continued from a saved state gives
 the same history as one that never stopped, and one that ran for longer begins with the same.
+Keys of JAX's "rbg" are the exception: vectorised, their bits depend on their neighbours'.
 """
 
 from __future__ import annotations
@@ -59,9 +60,7 @@ def advance(state: SearchState, searcher: Searcher, evaluator: Evaluator, object
     Raises:
       ValueError: num_steps is below 1.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be 1 or more, got {num_steps}.")
-
+    _check_num_steps(num_steps)
     draw, ask = hoisting.split(searcher.ask, state.key, state.searcher)
 
     def one(carry: tuple[SearchState, jax.Array], drawn: Any) -> tuple[Any, History]:
@@ -101,6 +100,11 @@ def advance(state: SearchState, searcher: Searcher, evaluator: Evaluator, object
     return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *histories)
 
 
+def _check_num_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be 1 or more, got {num_steps}.")
+
+
 def _block_length(num_steps: int) -> int:
     """Return a length near MAX_BLOCK, a divisor of `num_steps` if there is one: one loop only."""
     for blocks in range(-(-num_steps // MAX_BLOCK), 4 * num_steps // MAX_BLOCK + 2):
@@ -138,7 +142,11 @@ def run_on_host(
 
     Returns:
       The state and the history of the steps taken here.
+
+    Raises:
+      ValueError: num_steps is below 1.
     """
+    _check_num_steps(num_steps)
     ask, tell = jax.jit(searcher.ask), jax.jit(searcher.tell)
     taken = []
     for _ in range(num_steps):

@@ -10,6 +10,7 @@ from jaxnas import encodings
 from jaxnas.base import Evaluator
 
 MAX_DENSE_SIZE = 1 << 24  # combinations; a larger space is looked up by bisection
+MAX_DENSE_DECISIONS = 255  # all of them out of range add up to less than 2 ** 32
 
 
 def tabular(archs: np.ndarray, metrics: Mapping[str, np.ndarray],
@@ -45,8 +46,9 @@ def tabular(archs: np.ndarray, metrics: Mapping[str, np.ndarray],
     if len(np.unique(archs, axis=0)) < len(archs):
         raise ValueError("archs holds a row twice; keep one of them, or their mean.")
     columns = {name: np.asarray(values, np.float32) for name, values in metrics.items()}
-    find = (_dense if encodings.space_size(num_choices) <= MAX_DENSE_SIZE else _sorted)(
-        archs.astype(np.int32), columns, num_choices)
+    dense = (encodings.space_size(num_choices) <= MAX_DENSE_SIZE
+             and len(num_choices) <= MAX_DENSE_DECISIONS)
+    find = (_dense if dense else _sorted)(archs.astype(np.int32), columns, num_choices)
 
     def evaluate(key, archs):
         del key  # deterministic

@@ -61,7 +61,8 @@ def regularized_evolution(space: SearchSpace, *, population_size: int = 100,
 
     def init(key):
         founders = jax.vmap(space.sample)(jax.random.split(key, population_size))
-        return EvolutionState(founders, jnp.full(population_size, -jnp.inf), jnp.int32(0))
+        lowest = jnp.full(population_size, -jnp.inf, jnp.float32)  # strongly typed, as after tell
+        return EvolutionState(founders, lowest, jnp.int32(0))
 
     def member(array, index):  # an index that was drawn needs no check
         return array.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)

@@ -47,7 +47,8 @@ def local_search(space: SearchSpace, *, move: str = "best") -> Searcher:
         raise ValueError(f"move must be one of {MOVES}, got {move!r}.")
     mutations.free_positions(space.num_choices)  # raises if there is none
     count = mutations.num_neighbors(space.num_choices)
-    strides = np.array([n for n in range(1, count + 1) if math.gcd(n, count) == 1], np.int32)
+    largest = min(count, (2 ** 31 - 1) // count - 1)  # start + seen * stride stays an int32
+    strides = np.array([n for n in range(1, largest + 1) if math.gcd(n, count) == 1], np.int32)
 
     def order(key):
         start_key, stride_key = jax.random.split(key)

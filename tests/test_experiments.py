@@ -66,6 +66,19 @@ def test_darts_run_directory(whole_run):
     assert "test accuracy" in out and str(path / "report.html") in out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["first_order", "hessian_vector"])
+def test_several_devices(environment, tmp_path, gradient):
+    path = tmp_path / "run"
+    two = {**environment, "XLA_FLAGS": environment["XLA_FLAGS"]
+           + " --xla_force_host_platform_device_count=2"}
+    finish(start(two, "darts", "--devices", 2, "--gradient", gradient, "--output", path))
+    assert reporting.validate_run_directory(path) == []
+    result = reporting.read_result(path)
+    assert result.complete and result.device.count == 2
+    assert len(result.metrics["test_accuracy"].random["values"]) == 2
+
+
 def leaves(path):
     """Digest of every leaf of the last checkpoint, but for the clock."""
     step, found = checkpoints.digests(path / "checkpoints")

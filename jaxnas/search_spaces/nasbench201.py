@@ -24,7 +24,7 @@ CELLS = 5                # of a stage
 
 
 @dataclasses.dataclass(frozen=True)
-class NASBench201:
+class NASBench201(product.IndependentDecisions):
     """One cell: `arch` [6] int32 is the operation, an index into `OPERATIONS`, on edges `EDGES`.
 
     As text, the benchmark's string, "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", in which
@@ -56,15 +56,6 @@ class NASBench201:
         """[6] choices of every decision."""
         return (len(OPERATIONS),) * len(EDGES)
 
-    @property
-    def size(self) -> int:
-        """Number of architectures, 15,625; `canonical` makes 6,466 of them."""
-        return encodings.space_size(self.num_choices)
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw an arch [6] int32 uniformly."""
-        return mutations.sample(key, self.num_choices)
-
     def mutate(self, key: jax.Array, arch: jax.Array) -> jax.Array:
         """Put another operation on one edge, drawn as `mutation` says: [6] -> [6]."""
         if self.mutation == "edge":
@@ -74,14 +65,6 @@ class NASBench201:
         step, _ = draws.take(word, len(OPERATIONS) - 1)
         edge = node * (node + 1) // 2 + source
         return mutations.shift(arch, edge, step + 1, self.num_choices)
-
-    def crossover(self, key: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Take every edge from either arch with probability 1/2: [6], [6] -> [6]."""
-        return mutations.crossover(key, first, second)
-
-    def is_valid(self, arch: jax.Array) -> jax.Array:
-        """Tell whether every decision of [6] integers is in range, as [] bool."""
-        return mutations.is_valid(arch, self.num_choices)
 
     def is_connected(self, arch: jax.Array) -> jax.Array:
         """Tell whether a path without "none" joins input and output: [..., 6] -> [...] bool.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import encodings, mutations
+from jaxnas import mutations
 from jaxnas.search_spaces import product
 
 OPERATIONS = ("Identity", "MB3_K3", "MB6_K5")  # MobileNetV2 blocks: expansion and kernel
@@ -20,7 +20,7 @@ INTERCHANGEABLE = ((3, 4), (6, 7))
 
 
 @dataclasses.dataclass(frozen=True)
-class NASBenchMacro:
+class NASBenchMacro(product.IndependentDecisions):
     """Eight layers: `arch` [8] int32 is the operation of each, an index into `OPERATIONS`.
 
     As text, the benchmark's eight digits, "22212220".
@@ -41,26 +41,9 @@ class NASBenchMacro:
         """[8] choices of every decision."""
         return (len(OPERATIONS),) * NUM_LAYERS
 
-    @property
-    def size(self) -> int:
-        """Number of architectures, 6,561."""
-        return encodings.space_size(self.num_choices)
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw an arch [8] int32 uniformly."""
-        return mutations.sample(key, self.num_choices)
-
     def mutate(self, key: jax.Array, arch: jax.Array) -> jax.Array:
         """Give one uniformly drawn layer another operation, uniformly: [8] -> [8]."""
         return mutations.mutate(key, arch, self.num_choices)
-
-    def crossover(self, key: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Take every layer from either arch with probability 1/2: [8], [8] -> [8]."""
-        return mutations.crossover(key, first, second)
-
-    def is_valid(self, arch: jax.Array) -> jax.Array:
-        """Tell whether every decision of [8] integers is in range, as [] bool."""
-        return mutations.is_valid(arch, self.num_choices)
 
     def canonical(self, arch: jax.Array) -> jax.Array:
         """Put Identity first among layers of one shape: [8] -> [8], the smallest of the class."""

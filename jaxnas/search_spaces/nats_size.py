@@ -8,14 +8,14 @@ import dataclasses
 import jax
 import numpy as np
 
-from jaxnas import encodings, mutations
+from jaxnas import mutations
 from jaxnas.search_spaces import product
 
 CHANNELS = range(8, 65, 8)
 
 
 @dataclasses.dataclass(frozen=True)
-class NATSSize:
+class NATSSize(product.IndependentDecisions):
     """Five widths: `arch` [5] int32 is the index of each in 8, 16 ... 64 channels.
 
     In order: stem and first stage, residual block, second stage, residual block, third stage. As
@@ -32,26 +32,9 @@ class NATSSize:
         """[5] choices of every decision."""
         return (len(CHANNELS),) * 5
 
-    @property
-    def size(self) -> int:
-        """Number of architectures, 32,768."""
-        return encodings.space_size(self.num_choices)
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw an arch [5] int32 uniformly."""
-        return mutations.sample(key, self.num_choices)
-
     def mutate(self, key: jax.Array, arch: jax.Array) -> jax.Array:
         """Give one uniformly drawn layer another width, uniformly: [5] -> [5]."""
         return mutations.mutate(key, arch, self.num_choices)
-
-    def crossover(self, key: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Take every width from either arch with probability 1/2: [5], [5] -> [5]."""
-        return mutations.crossover(key, first, second)
-
-    def is_valid(self, arch: jax.Array) -> jax.Array:
-        """Tell whether every decision of [5] integers is in range, as [] bool."""
-        return mutations.is_valid(arch, self.num_choices)
 
     def canonical(self, arch: jax.Array) -> jax.Array:
         """Return the arch [5] itself: no two are the same network."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -11,8 +12,38 @@ from jaxnas import encodings, mutations
 INTEGER = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)  # one way to write a number: no sign, no zeros
 
 
+class HasChoices(Protocol):
+    """Anything with decisions."""
+
+    @property
+    def num_choices(self) -> tuple[int, ...]:
+        """[L] choices of every decision."""
+        ...
+
+
+class IndependentDecisions:
+    """What the spaces share in which no decision constrains another; they give `num_choices`."""
+
+    @property
+    def size(self: HasChoices) -> int:
+        """Number of architectures, isomorphic ones counted each."""
+        return encodings.space_size(self.num_choices)
+
+    def sample(self: HasChoices, key: jax.Array) -> jax.Array:
+        """Draw an arch [L] int32 uniformly."""
+        return mutations.sample(key, self.num_choices)
+
+    def crossover(self, key: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+        """Take every decision from either arch with probability 1/2: [L], [L] -> [L]."""
+        return mutations.crossover(key, first, second)
+
+    def is_valid(self: HasChoices, arch: jax.Array) -> jax.Array:
+        """Tell whether every decision of [L] integers is in range, as [] bool."""
+        return mutations.is_valid(arch, self.num_choices)
+
+
 @dataclasses.dataclass(frozen=True)
-class Product:
+class Product(IndependentDecisions):
     """L independent decisions, all combinations of which are valid and different networks.
 
     `arch` is [L] int32; as text, its decisions with dashes between: "3-0-2".
@@ -33,26 +64,9 @@ class Product:
             raise ValueError(f"num_choices must be a tuple of integers, got {self.num_choices!r}.")
         mutations.check_num_choices(self.num_choices)
 
-    @property
-    def size(self) -> int:
-        """Number of architectures."""
-        return encodings.space_size(self.num_choices)
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw an arch [L] int32 uniformly."""
-        return mutations.sample(key, self.num_choices)
-
     def mutate(self, key: jax.Array, arch: jax.Array) -> jax.Array:
         """Give one uniformly drawn decision another value, uniformly: [L] -> [L]."""
         return mutations.mutate(key, arch, self.num_choices)
-
-    def crossover(self, key: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Take every decision from either arch with probability 1/2: [L], [L] -> [L]."""
-        return mutations.crossover(key, first, second)
-
-    def is_valid(self, arch: jax.Array) -> jax.Array:
-        """Tell whether every decision of [L] integers is in range, as [] bool."""
-        return mutations.is_valid(arch, self.num_choices)
 
     def canonical(self, arch: jax.Array) -> jax.Array:
         """Return the arch [L] itself: no two are the same network."""

@@ -17,6 +17,7 @@ PyTree = Any  # nested containers of arrays; JAX has no narrower name for it
 Batch = PyTree
 Info = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]  # name -> [B] float32
+Readable = Any  # what people see of an architecture: text, or the genotypes.Genotype of two cells
 
 
 class SearchSpace(Protocol):
@@ -25,6 +26,10 @@ class SearchSpace(Protocol):
     A space is a frozen dataclass. `sample`, `mutate`, `crossover`, `is_valid` and `canonical` take
     one architecture, can be traced, and are vectorised by `jax.vmap`; `decode` and `encode` are for
     the host. What `sample`, `mutate` and `crossover` return is valid if what they got was.
+
+    What people read and files hold is text, except where an architecture is two cells of nodes that
+    add two edges (DARTS, NASNet, AmoebaNet, PNAS, ENAS micro): there it is a `genotypes.Genotype`,
+    from which fixed networks are built. `genotypes.Encoded` puts all others into a file.
     """
 
     @property
@@ -57,11 +62,15 @@ class SearchSpace(Protocol):
         """Return one and the same arch [L] for all that are the same network."""
         ...
 
-    def decode(self, arch: jax.Array | np.ndarray) -> str:
-        """Write an arch [L] for people."""
+    def decode(self, arch: jax.Array | np.ndarray) -> Readable:
+        """Write an arch [L] for people.
+
+        Raises:
+          ValueError: a wrong length, or a decision out of range.
+        """
         ...
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, architecture: Readable, /) -> np.ndarray:
         """Read what `decode` wrote, as [L] int32.
 
         Raises:

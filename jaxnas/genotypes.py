@@ -1,46 +1,72 @@
-"""Discrete cells as named tuples, their strict JSON form, and the published ones.
+"""Discrete architectures as named tuples, their strict JSON form, and the published cells.
 
-A genotype is what a cell search finds and what a retraining reads (Liu et al., 2019, section 2.4,
-https://arxiv.org/abs/1806.09055). Files come from strangers, so parsing accepts the one format
+A genotype is what a search finds and what a retraining reads. For spaces of cells it is a
+`Genotype` (Liu et al., 2019, section 2.4, https://arxiv.org/abs/1806.09055), for all others the
+decisions themselves, an `Encoded`. Files come from strangers, so parsing accepts the two formats
 below and answers everything else with a `GenotypeError` of one sentence; nothing is evaluated.
 
     {"format": "jaxnas.genotype", "version": 1, "space": "darts",
      "normal": {"nodes": [[["sep_conv_3x3", 0], ["skip_connect", 1]], ...], "concat": [2, 3, 4, 5]},
      "reduction": {"nodes": [...], "concat": [...]}}
+
+    {"format": "jaxnas.genotype", "version": 1, "space": "nats_size", "arch": [0, 7, 3, 1, 2],
+     "architecture": "8:64:32:16:24"}
 """
 
 import json
 import operator
 import os
+import re
 import stat
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxnas import published
+from jaxnas.genotype_json import (MAX_BYTES, GenotypeError, parse, read_integer, read_list,
+                                  read_object, read_text, show)
+
+__all__ = [
+    "CELLS", "CELL_OPERATIONS", "CellGenotype", "Edge", "Encoded", "FORMAT", "Genotype",
+    "GenotypeError", "OPERATION_NAMES", "PUBLISHED", "VERSION", "from_json", "from_json_dict",
+    "load", "load_cells", "to_json", "to_json_dict", "validate"]
 
 FORMAT = "jaxnas.genotype"
 VERSION = 1
-SPACE = "darts"
-MAX_BYTES = 64 * 1024  # the largest published genotype is 1 KiB
-MAX_DEPTH = 8          # the format nests 5 deep
+CELLS = ("normal", "reduction")  # the fields of a Genotype that are cells
 MAX_NODES = 16
+MAX_DECISIONS = 4096      # of an encoded architecture
+MAX_CHOICES = 1 << 16     # of a decision
+MAX_TEXT = 32 * 1024      # characters of an encoded architecture's text
 
 OPERATION_NAMES: tuple[str, ...] = (
     "none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5",
-    "sep_conv_7x7", "dil_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7")
-# "none" exists in supernets only: an edge that carries nothing is an edge that is not there.
-_EDGE_OPERATIONS = OPERATION_NAMES[1:]
-
-
-class GenotypeError(ValueError):
-    """A genotype, or a file that should hold one, is not acceptable; the message says why."""
+    "sep_conv_7x7", "dil_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7", "conv_1x1", "conv_3x3",
+    "conv_1x3_3x1", "conv_1x7_7x1", "max_pool_2x2", "max_pool_5x5", "max_pool_7x7",
+    "dil_sep_conv_3x3", "dil_sep_conv_5x5")
+# What a cell of each space may hold; a searched space may offer fewer. "none" is in no cell: an
+# edge that carries nothing is an edge that is not there.
+CELL_OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "darts": ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5",
+              "sep_conv_7x7", "dil_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7"),
+    "nasnet": ("skip_connect", "conv_1x3_3x1", "conv_1x7_7x1", "dil_conv_3x3", "avg_pool_3x3",
+               "max_pool_3x3", "max_pool_5x5", "max_pool_7x7", "conv_1x1", "conv_3x3",
+               "sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7"),
+    "amoebanet": ("skip_connect", "sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7", "avg_pool_3x3",
+                  "max_pool_3x3", "dil_sep_conv_3x3", "conv_1x7_7x1", "conv_1x1", "conv_3x3",
+                  "max_pool_2x2", "dil_sep_conv_5x5"),
+    "pnas": ("sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7", "conv_1x7_7x1", "skip_connect",
+             "avg_pool_3x3", "max_pool_3x3", "dil_conv_3x3", "conv_3x3"),
+    "enas_micro": ("sep_conv_3x3", "sep_conv_5x5", "avg_pool_3x3", "max_pool_3x3",
+                   "skip_connect")})
+_INPUTS_IN_CONCAT = ("nasnet", "amoebanet", "enas_micro")  # may concatenate the cell's inputs
+_SPACE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
 class Edge(NamedTuple):
     """One operation applied to one earlier state of the cell."""
 
-    operation: str  # one of OPERATION_NAMES except "none"
+    operation: str  # one of CELL_OPERATIONS of the space
     source: int     # 0 is the output of cell k-2, 1 of cell k-1, s >= 2 is node s - 2
 
 
@@ -48,7 +74,8 @@ class CellGenotype(NamedTuple):
     """A cell of N nodes; every node adds the results of two edges."""
 
     edges: tuple[Edge, ...]  # 2 N; node i has edges[2 i] and edges[2 i + 1], sources in 0..i+1
-    concat: tuple[int, ...]  # states in 2..N+1, ascending, concatenated to the cell's output
+    concat: tuple[int, ...]  # states in 0..N+1, ascending, concatenated to the cell's output;
+    # in "darts" and "pnas" nodes only, from 2 on
 
     @property
     def num_nodes(self) -> int:
@@ -61,6 +88,15 @@ class Genotype(NamedTuple):
 
     normal: CellGenotype
     reduction: CellGenotype
+    space: str = "darts"  # a key of CELL_OPERATIONS; decides how a network is built of the cells
+
+
+class Encoded(NamedTuple):
+    """An architecture that is not made of two cells: its decisions, and what they say."""
+
+    space: str              # the space's name; none of CELL_OPERATIONS
+    arch: tuple[int, ...]   # [L], each in 0..65535
+    architecture: str       # the text of `space.decode(arch)`
 
 
 def validate(genotype: Genotype) -> Genotype:
@@ -75,31 +111,39 @@ def validate(genotype: Genotype) -> Genotype:
     Raises:
       GenotypeError: a rule of the format is violated; the JSON path is named.
     """
-    if not isinstance(genotype, tuple) or len(genotype) != 2:
+    if not isinstance(genotype, tuple) or isinstance(genotype, Encoded) or len(genotype) != 3:
         raise GenotypeError(
-            "genotype: expected Genotype(normal, reduction), got " + _show(genotype) + ".")
-    cells = {name: _loose_cell(cell, name) for name, cell in zip(Genotype._fields, genotype)}
-    return from_json_dict({"format": FORMAT, "version": VERSION, "space": SPACE, **cells})
+            "genotype: expected Genotype(normal, reduction, space), got " + show(genotype) + ".")
+    cells = {name: _loose_cell(cell, name) for name, cell in zip(CELLS, genotype)}
+    return _genotype({"format": FORMAT, "version": VERSION, "space": genotype[2], **cells},
+                     "genotype")
 
 
-def to_json_dict(genotype: Genotype) -> dict[str, object]:
+def to_json_dict(genotype: Genotype | Encoded) -> dict[str, object]:
     """Return the JSON object of a genotype; raises `GenotypeError` if it is not valid."""
+    if isinstance(genotype, Encoded):
+        arch = ([_index(value) for value in genotype.arch]
+                if isinstance(genotype.arch, (list, tuple)) else genotype.arch)
+        fields = {"format": FORMAT, "version": VERSION, "space": genotype.space, "arch": arch,
+                  "architecture": genotype.architecture}
+        from_json_dict(fields)
+        return fields
     genotype = validate(genotype)
     cells: dict[str, object] = {}
-    for name, cell in zip(Genotype._fields, genotype):
+    for name, cell in zip(CELLS, (genotype.normal, genotype.reduction)):
         pairs = [list(edge) for edge in cell.edges]
         cells[name] = {"nodes": [pairs[i:i + 2] for i in range(0, len(pairs), 2)],
                        "concat": list(cell.concat)}
-    return {"format": FORMAT, "version": VERSION, "space": SPACE, **cells}
+    return {"format": FORMAT, "version": VERSION, "space": genotype.space, **cells}
 
 
-def to_json(genotype: Genotype) -> str:
+def to_json(genotype: Genotype | Encoded) -> str:
     """Return the JSON text of a genotype, one line; raises `GenotypeError` if it is not valid."""
     return json.dumps(to_json_dict(genotype))
 
 
-def from_json_dict(value: object, where: str = "genotype") -> Genotype:
-    """Parse a decoded JSON value, strictly.
+def from_json_dict(value: object, where: str = "genotype") -> Genotype | Encoded:
+    """Parse a decoded JSON value, strictly; with the key "arch" it is an `Encoded`.
 
     Args:
       value: what `json.loads` returned.
@@ -111,45 +155,34 @@ def from_json_dict(value: object, where: str = "genotype") -> Genotype:
     Raises:
       GenotypeError: naming the JSON path, what was wrong, and what is allowed.
     """
-    fields = _object(value, "the top level", where,
-                     ("format", "version", "space", "normal", "reduction"))
-    for name, wanted in (("format", FORMAT), ("version", VERSION), ("space", SPACE)):
-        if type(fields[name]) is not type(wanted) or fields[name] != wanted:
-            raise GenotypeError(f"{where}: {name} must be {wanted!r}, got {_show(fields[name])}.")
-    return Genotype(_cell(fields["normal"], "normal", where),
-                    _cell(fields["reduction"], "reduction", where))
+    if isinstance(value, dict) and "arch" in value:
+        return _encoded(value, where)
+    return _genotype(value, where)
 
 
-def from_json(text: str | bytes, where: str = "genotype") -> Genotype:
+def from_json(text: str | bytes, where: str = "genotype") -> Genotype | Encoded:
     """Parse JSON text of at most 64 KiB, strictly; see `from_json_dict`.
 
     Raises:
       GenotypeError: for every input that is not a valid genotype, in well under 100 ms.
     """
-    if not isinstance(text, (str, bytes)):
-        raise GenotypeError(f"{where}: expected JSON text, got {_show(text)}.")
-    if len(text) > MAX_BYTES:
-        raise GenotypeError(f"{where}: a genotype takes at most {MAX_BYTES} bytes, got {len(text)}"
-                            + (" or more." if isinstance(text, bytes) else " characters."))
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise GenotypeError(
-                f"{where}: expected UTF-8 text, got byte {text[error.start]:#04x} at "
-                f"position {error.start}.") from None
-    _check_depth(text, where)
-    try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, where),
-                           parse_int=lambda digits: int(digits) if len(digits) <= 18
-                           else _LongInteger(digits))
-    except json.JSONDecodeError as error:
-        raise GenotypeError(f"{where}: not JSON: {error.msg} at line {error.lineno}, "
-                            f"column {error.colno}.") from None
-    return from_json_dict(value, where)
+    return from_json_dict(parse(text, where), where)
 
 
-def load(path_or_name: str | os.PathLike[str]) -> Genotype:
+def load_cells(path_or_name: str | os.PathLike[str]) -> Genotype:
+    """Return what `load` does if it is a pair of cells.
+
+    Raises:
+      GenotypeError: as `load`, and for an architecture that is encoded otherwise.
+    """
+    found = load(path_or_name)
+    if not isinstance(found, Genotype):
+        raise GenotypeError(f"genotype {show(os.fspath(path_or_name))}: expected two cells, but "
+                            f"this is an architecture of space {found.space!r}.")
+    return found
+
+
+def load(path_or_name: str | os.PathLike[str]) -> Genotype | Encoded:
     """Return a published genotype by name, or the one in a JSON file.
 
     Args:
@@ -159,14 +192,14 @@ def load(path_or_name: str | os.PathLike[str]) -> Genotype:
       GenotypeError: no such name or file, not a regular file, too big, or not a genotype.
     """
     if not isinstance(path_or_name, (str, os.PathLike)):
-        raise GenotypeError(f"genotype: expected a name or a path, got {_show(path_or_name)}.")
+        raise GenotypeError(f"genotype: expected a name or a path, got {show(path_or_name)}.")
     path = os.fspath(path_or_name)
     if not isinstance(path, str):
-        raise GenotypeError(f"genotype: expected a name or a path as text, got {_show(path)}.")
+        raise GenotypeError(f"genotype: expected a name or a path as text, got {show(path)}.")
     name = path.upper().replace("-", "_")
     if name in PUBLISHED:
         return PUBLISHED[name]
-    where = _show(path)
+    where = show(path)
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -188,105 +221,60 @@ def load(path_or_name: str | os.PathLike[str]) -> Genotype:
     return from_json(text, where=f"genotype {where}")
 
 
-class _LongInteger(str):
-    """The digits of an integer that no field can hold; converting them would take long or fail."""
+def _fields(value: object, where: str, names: tuple[str, ...]) -> dict[str, object]:
+    fields = read_object(value, "the top level", where, ("format", "version", "space", *names))
+    for name, wanted in (("format", FORMAT), ("version", VERSION)):
+        if type(fields[name]) is not type(wanted) or fields[name] != wanted:
+            raise GenotypeError(f"{where}: {name} must be {wanted!r}, got {show(fields[name])}.")
+    return fields
 
 
-def _show(value: object) -> str:
-    """Describe any value in a few words, without calling a `__repr__` that could be long."""
-    if isinstance(value, _LongInteger):
-        return f"an integer of {len(value)} digits"
-    if isinstance(value, (str, bytes)):
-        return repr(value) if len(value) <= 60 else repr(value[:57]) + "..."
-    if isinstance(value, int) and value.bit_length() > 63:
-        return f"an integer of {value.bit_length()} bits"
-    if value is None or isinstance(value, (bool, int, float)):
-        return json.dumps(value)
-    if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return f"an object of {len(value)} keys"
-    return f"a value of type {type(value).__name__}"
+def _genotype(value: object, where: str) -> Genotype:
+    fields = _fields(value, where, CELLS)
+    space = fields["space"]
+    if type(space) is not str or space not in CELL_OPERATIONS:
+        raise GenotypeError(f"{where}: the space of two cells must be one of "
+                            f"{', '.join(CELL_OPERATIONS)}, got {show(space)}.")
+    return Genotype(_cell(fields["normal"], "normal", where, space),
+                    _cell(fields["reduction"], "reduction", where, space), space)
 
 
-def _check_depth(text: str, where: str) -> None:
-    """Refuse deep nesting before the recursive parser of `json` sees it."""
-    depth, in_string, escaped = 0, False, False
-    for character in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                in_string = False
-        elif character == '"':
-            in_string = True
-        elif character in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise GenotypeError(f"{where}: brackets may nest at most {MAX_DEPTH} deep.")
-        elif character in "]}":
-            depth -= 1
+def _encoded(value: object, where: str) -> Encoded:
+    fields = _fields(value, where, ("arch", "architecture"))
+    space = fields["space"]
+    if type(space) is not str or not _SPACE_NAME.fullmatch(space):
+        raise GenotypeError(f"{where}: space must be 1 to 64 letters, digits, '_', '.' and '-', a "
+                            f"letter first, got {show(space)}.")
+    if space in CELL_OPERATIONS:
+        raise GenotypeError(f"{where}: an architecture of space {space!r} is written as its two "
+                            "cells, not with the key 'arch'.")
+    arch = read_list(fields["arch"], "arch", where, "decisions", 1, MAX_DECISIONS)
+    decisions = tuple(
+        read_integer(decision, f"arch[{i}]", where, 0, MAX_CHOICES - 1, "a decision's choice")
+        for i, decision in enumerate(arch))
+    text = read_text(fields["architecture"], "architecture", where, MAX_TEXT)
+    return Encoded(space, decisions, text)
 
 
-def _no_duplicates(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise GenotypeError(f"{where}: key {_show(name)} appears twice in one object.")
-            seen.add(name)
-    return result
-
-
-def _object(value: object, path: str, where: str, names: tuple[str, ...]) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise GenotypeError(f"{where}: {path} must be an object with the keys {', '.join(names)}, "
-                            f"got {_show(value)}.")
-    for name in names:
-        if name not in value:
-            raise GenotypeError(f"{where}: {path} lacks the key '{name}'.")
-    for name in value:
-        if name not in names:
-            raise GenotypeError(f"{where}: {path} has the unknown key {_show(name)}; allowed are "
-                                f"{', '.join(names)}.")
-    return value
-
-
-def _list(value: object, path: str, where: str, meaning: str, low: int, high: int) -> list[object]:
-    if not isinstance(value, list) or not low <= len(value) <= high:
-        size = f"{low}" if low == high else f"{low} to {high}"
-        raise GenotypeError(f"{where}: {path} must be a list of {size} {meaning}, "
-                            f"got {_show(value)}.")
-    return value
-
-
-def _integer(value: object, path: str, where: str, low: int, high: int, meaning: str) -> int:
-    if type(value) is not int or not low <= value <= high:  # True and 1.0 are no integers here
-        raise GenotypeError(f"{where}: {path} must be an integer in [{low}, {high}] ({meaning}), "
-                            f"got {_show(value)}.")
-    return value
-
-
-def _cell(value: object, path: str, where: str) -> CellGenotype:
-    fields = _object(value, path, where, ("nodes", "concat"))
-    nodes = _list(fields["nodes"], f"{path}.nodes", where, "nodes", 1, MAX_NODES)
+def _cell(value: object, path: str, where: str, space: str) -> CellGenotype:
+    operations = CELL_OPERATIONS[space]
+    fields = read_object(value, path, where, ("nodes", "concat"))
+    nodes = read_list(fields["nodes"], f"{path}.nodes", where, "nodes", 1, MAX_NODES)
     edges: list[Edge] = []
     for i, node in enumerate(nodes):
-        for j, edge in enumerate(_list(node, f"{path}.nodes[{i}]", where, "edges", 2, 2)):
+        for j, edge in enumerate(read_list(node, f"{path}.nodes[{i}]", where, "edges", 2, 2)):
             here = f"{path}.nodes[{i}][{j}]"
-            operation, source = _list(edge, here, where, "values: operation, source", 2, 2)
-            if type(operation) is not str or operation not in _EDGE_OPERATIONS:
+            operation, source = read_list(edge, here, where, "values: operation, source", 2, 2)
+            if type(operation) is not str or operation not in operations:
                 raise GenotypeError(f"{where}: the operation {here}[0] must be one of "
-                                    f"{', '.join(_EDGE_OPERATIONS)}, got {_show(operation)}.")
-            edges.append(Edge(operation, _integer(
+                                    f"{', '.join(operations)}, got {show(operation)}.")
+            edges.append(Edge(operation, read_integer(
                 source, f"the source {here}[1]", where, 0, i + 1,
                 "the two inputs are 0 and 1, node n is n + 2, and only earlier nodes can be read")))
-    here, last = f"{path}.concat", len(nodes) + 1
-    states = _list(fields["concat"], here, where, "states", 1, len(nodes))
-    concat = tuple(_integer(state, f"{here}[{i}]", where, 2, last, "node n is n + 2")
+    first, last = 0 if space in _INPUTS_IN_CONCAT else 2, len(nodes) + 1
+    here = f"{path}.concat"
+    states = read_list(fields["concat"], here, where, "states", 1, last + 1 - first)
+    concat = tuple(read_integer(state, f"{here}[{i}]", where, first, last, "node n is n + 2")
                    for i, state in enumerate(states))
     for i, (left, right) in enumerate(zip(concat, concat[1:])):
         if left >= right:
@@ -299,11 +287,11 @@ def _loose_cell(cell: object, path: str) -> dict[str, object]:
     """Bring a cell built in Python, perhaps of NumPy integers, to its JSON shape unchecked."""
     if not isinstance(cell, tuple) or len(cell) != 2:
         raise GenotypeError(f"genotype: {path} must be CellGenotype(edges, concat), "
-                            f"got {_show(cell)}.")
+                            f"got {show(cell)}.")
     edges, concat = cell
     for name, value in (("edges", edges), ("concat", concat)):
         if not isinstance(value, (list, tuple)):
-            raise GenotypeError(f"genotype: {path}.{name} must be a tuple, got {_show(value)}.")
+            raise GenotypeError(f"genotype: {path}.{name} must be a tuple, got {show(value)}.")
     if len(edges) % 2:
         raise GenotypeError(f"genotype: {path}.edges must hold two edges a node, got {len(edges)}.")
     pairs = [list(map(_index, edge)) if isinstance(edge, (list, tuple)) else edge
@@ -324,7 +312,8 @@ def _read_compact(text: published.PublishedText) -> Genotype:
         words = [edge.split() for edge in cell.replace("|", ",").split(",")]
         return tuple(Edge(published.SHORT_NAMES[name], int(source)) for name, source in words)
     return validate(Genotype(CellGenotype(edges(text.normal), text.normal_concat),
-                             CellGenotype(edges(text.reduction), text.reduction_concat)))
+                             CellGenotype(edges(text.reduction), text.reduction_concat),
+                             text.space))
 
 
 PUBLISHED: Mapping[str, Genotype] = MappingProxyType(

@@ -2,7 +2,13 @@
 
 One line a cell: `operation source` an edge, `,` between the two edges of a node, `|` between
 nodes. Sources: 0 is the output of cell k-2, 1 of cell k-1, s >= 2 is node s - 2 (the encoding of
-Liu et al., 2019, https://arxiv.org/abs/1806.09055). The number beside each is its arXiv id.
+Liu et al., 2019, https://arxiv.org/abs/1806.09055). The released code of NASNet, AmoebaNet and
+PNASNet counts the other way, 0 for cell k-1: its 0 and 1 are swapped here. The number beside each
+is its arXiv id.
+
+`concat` is what the released code concatenates. It is not what a rule would derive: NASNet-A's
+normal cell reads the output of cell k-2 six times and still concatenates it, and AmoebaNet-A's
+reduction cell concatenates nodes that others read.
 """
 
 from collections.abc import Mapping
@@ -12,7 +18,9 @@ from typing import NamedTuple
 SHORT_NAMES: Mapping[str, str] = MappingProxyType({
     "max": "max_pool_3x3", "avg": "avg_pool_3x3", "skip": "skip_connect",
     "sep3": "sep_conv_3x3", "sep5": "sep_conv_5x5", "sep7": "sep_conv_7x7",
-    "dil3": "dil_conv_3x3", "dil5": "dil_conv_5x5", "conv7": "conv_7x1_1x7"})
+    "dil3": "dil_conv_3x3", "dil5": "dil_conv_5x5", "conv7": "conv_7x1_1x7",
+    "conv1": "conv_1x1", "conv3": "conv_3x3", "conv17": "conv_1x7_7x1", "max2": "max_pool_2x2",
+    "dilsep5": "dil_sep_conv_5x5"})
 
 
 class PublishedText(NamedTuple):
@@ -22,7 +30,10 @@ class PublishedText(NamedTuple):
     reduction: str
     normal_concat: tuple[int, ...] = (2, 3, 4, 5)
     reduction_concat: tuple[int, ...] = (2, 3, 4, 5)
+    space: str = "darts"
 
+
+PNASNET_5_CELL = "sep5 0, max 0 | sep7 1, max 1 | sep5 1, sep3 1 | sep3 4, max 1 | sep3 0, skip 1"
 
 PUBLISHED_TEXT: Mapping[str, PublishedText] = MappingProxyType({
     "DARTS_V1": PublishedText(  # first order, 1806.09055, quark0/darts
@@ -52,11 +63,37 @@ PUBLISHED_TEXT: Mapping[str, PublishedText] = MappingProxyType({
     "GDAS_V1": PublishedText(  # 1910.04465, D-X-Y/AutoDL-Projects
         "skip 0, skip 1 | skip 0, sep5 2 | sep3 3, skip 0 | sep5 4, sep3 3",
         "sep5 0, sep3 1 | sep5 2, sep5 1 | dil5 2, sep3 1 | sep5 0, sep5 1"),
-    "NASNET_A": PublishedText(  # 1707.07012, in the encoding of 1806.09055
+    "NASNET_A": PublishedText(  # 1707.07012, tensorflow/models slim
+        "sep5 1, sep3 0 | sep5 0, sep3 0 | avg 1, skip 0 | avg 0, avg 0 | sep3 1, skip 1",
+        "sep5 1, sep7 0 | max 1, sep7 0 | avg 1, sep5 0 | skip 3, avg 2 | sep3 2, max 1",
+        (0, 2, 3, 4, 5, 6), (3, 4, 5, 6), "nasnet"),
+    "AMOEBANET_A": PublishedText(  # 1802.01548, tensorflow/tpu, as those below
+        "avg 1, max 1 | sep3 0, skip 0 | skip 1, avg 0 | sep3 1, sep5 2 | avg 5, sep3 1",
+        "sep3 0, avg 1 | max 1, sep7 2 | max 0, max 1 | sep3 4, conv17 1 | avg 0, sep7 1",
+        (0, 3, 4, 6), (2, 3, 4, 5, 6), "amoebanet"),
+    "AMOEBANET_B": PublishedText(
+        "conv1 0, max 0 | skip 0, sep3 1 | conv1 0, sep3 1 | conv1 2, skip 2 | avg 0, conv1 5",
+        "max2 1, max 1 | skip 2, conv3 0 | dilsep5 2, max 2 | skip 3, sep3 0 | avg 4, conv1 3",
+        (1, 3, 4, 6), (5, 6), "amoebanet"),
+    "AMOEBANET_C": PublishedText(
+        "avg 1, sep3 1 | skip 1, sep3 1 | avg 2, sep3 0 | skip 1, sep3 0 | avg 3, sep3 1",
+        "max 1, max 1 | sep7 2, sep3 1 | sep7 1, max 0 | sep5 4, sep5 4 | max 0, sep3 0",
+        (0, 2, 4, 5, 6), (1, 2, 3, 4, 5, 6), "amoebanet"),
+    "AMOEBANET_D": PublishedText(  # not in the paper
+        "conv1 0, max 0 | skip 0, conv17 1 | conv1 1, conv17 1 | max 2, skip 2 | avg 0, conv1 5",
+        "max2 1, max 1 | skip 2, conv3 0 | conv17 2, max 2 | skip 3, max2 0 | avg 2, conv1 3",
+        (1, 3, 4, 6), (4, 5, 6), "amoebanet"),
+    "PNASNET_5": PublishedText(  # 1712.00559, one cell for both strides
+        PNASNET_5_CELL, PNASNET_5_CELL, (2, 3, 4, 5, 6), (2, 3, 4, 5, 6), "pnas"),
+    "ENAS_MICRO": PublishedText(  # 1802.03268, melodyguan/enas scripts/cifar10_micro_final.sh
+        "avg 0, sep3 0 | skip 0, sep5 0 | skip 0, sep5 1 | sep3 1, sep5 0 | avg 0, sep5 1",
+        "sep3 1, sep3 1 | max 0, avg 0 | sep5 1, sep5 3 | sep3 1, skip 0 | max 0, sep5 1",
+        (2, 3, 4, 5, 6), (2, 4, 5, 6), "enas_micro"),
+    "NASNET_A_DARTS": PublishedText(  # as quark0/darts has it, which concatenates less
         "sep5 1, sep3 0 | sep5 0, sep3 0 | avg 1, skip 0 | avg 0, avg 0 | sep3 1, skip 1",
         "sep5 1, sep7 0 | max 1, sep7 0 | avg 1, sep5 0 | skip 3, avg 2 | sep3 2, max 1",
         normal_concat=(2, 3, 4, 5, 6), reduction_concat=(4, 5, 6)),
-    "AMOEBANET_A": PublishedText(  # 1802.01548, in the encoding of 1806.09055
+    "AMOEBANET_A_DARTS": PublishedText(  # as quark0/darts has it, after a figure since corrected
         "avg 0, max 1 | sep3 0, sep5 2 | sep3 0, avg 3 | sep3 1, skip 1 | skip 0, avg 1",
         "avg 0, sep3 1 | max 0, sep7 2 | sep7 0, avg 1 | max 0, max 1 | conv7 0, sep3 5",
         normal_concat=(4, 5, 6), reduction_concat=(3, 4, 6)),

@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up; a unit imports lower layers only, and within its own folder freely.
 LAYERS = (
-    ("published", "leaves", "draws"),
+    ("published", "genotype_json", "leaves", "draws"),
     ("base", "genotypes"),
     ("encodings", "mutations", "data", "parallel", "checkpoints", "fast_keys", "hoisting"),
     ("networks", "morphisms", "training"),
-    ("search_spaces", "searchers", "evaluators", "costs", "objectives"),
-    ("search", "histories", "reporting"),
+    ("search_spaces", "searchers", "evaluators", "costs", "objectives", "latency", "export"),
+    ("search", "histories", "models", "reporting"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 LATE = ("tensorflow_datasets", "tensorflow", "orbax", "matplotlib")  # slow, or in an extra

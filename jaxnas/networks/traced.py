@@ -190,10 +190,11 @@ class TracedNetwork(nn.Module):
     def decode(self, arch: jax.Array) -> Genotype:
         """Return the genotype of an architecture [2, 8, 2]; all four nodes are concatenated."""
         concat = tuple(range(2, 2 + NUM_NODES))
-        return Genotype(*(
+        normal, reduction = (
             CellGenotype(tuple(Edge(self.operations[o], int(s)) for o, s in cell), concat)
             for cell in np.asarray(arch)
-        ))
+        )
+        return Genotype(normal, reduction)
 
 
 def _cell_groups(layers: int, features: int, multiplier: int) -> list[tuple[int, int, _Shape]]:

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jaxnas.genotypes import CellGenotype, Genotype, validate
+from jaxnas.genotypes import CELLS, CellGenotype, Genotype, validate
 from jaxnas.reporting.plots import drawing_style, new_figure, operation_color, save_figure
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def draw_genotype(genotype: Genotype, stem: Path, title: str = "") -> list[Path]
     Raises:
       GenotypeError: the genotype is not valid.
     """
-    layouts = [_layout(cell) for cell in validate(genotype)]
+    genotype = validate(genotype)
+    cells = (genotype.normal, genotype.reduction)
+    layouts = [_layout(cell) for cell in cells]
     bounds = [_bounds(items) for items, _ in layouts]
     width = max(right - left for left, right, _, _ in bounds)
     heights = [top - bottom for _, _, bottom, top in bounds]
@@ -69,7 +71,7 @@ def draw_genotype(genotype: Genotype, stem: Path, title: str = "") -> list[Path]
         figure = new_figure(width, sum(heights) + 0.9 + 0.4 * bool(title))
         axes = figure.subplots(2, 1, height_ratios=heights)
         for ax, name, cell, (items, paths), (left, _, bottom, top) in zip(
-                axes, ("normal cell", "reduction cell"), genotype, layouts, bounds):
+                axes, ("normal cell", "reduction cell"), cells, layouts, bounds):
             _draw_cell(ax, cell, items, paths)
             ax.set(xlim=(left, left + width), ylim=(bottom, top), title=name)
             ax.set_aspect("equal", anchor="W")
@@ -87,7 +89,8 @@ def to_dot(genotype: Genotype) -> str:
     """
     lines = ["digraph genotype {", "  rankdir=LR;", "  node [shape=circle, fontname=Helvetica];",
              "  edge [fontname=Helvetica, fontsize=10];"]
-    for name, cell in zip(Genotype._fields, validate(genotype)):
+    genotype = validate(genotype)
+    for name, cell in zip(CELLS, (genotype.normal, genotype.reduction)):
         lines += [f"  subgraph cluster_{name} {{", f'    label="{name} cell";']
         lines += [f'    {name}_{state} [label="{_state_name(state)}"];'
                   for state in range(cell.num_nodes + 2)]

@@ -393,7 +393,7 @@ def _metrics_violations(path: Path, complete: bool) -> list[str]:
 def _genotype_violations(path: Path) -> list[str]:
     try:
         value = read_object(path)
-        if value.get("format") == genotypes.FORMAT and value.get("space") == genotypes.SPACE:
+        if value.get("format") == genotypes.FORMAT:
             genotypes.load(path)
     except ValueError as error:
         return [f"genotype.json: {error}"]

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import genotypes
+from jaxnas import draws, genotypes, mutations
 from jaxnas.genotypes import CellGenotype, Edge, Genotype
 from jaxnas.networks.mixed import MIXABLE, edge_index, num_edges
 from jaxnas.networks.network import Network
 from jaxnas.networks.supernet import Supernet
 from jaxnas.networks.traced import TracedNetwork
+from jaxnas.search_spaces import pair_cells, product
+from jaxnas.search_spaces.pair_cells import OPERATION, SOURCE
 
 OPERATIONS = (  # the order of the reference code; another order permutes the columns of alphas
     "none",
@@ -64,6 +66,11 @@ class DARTS:
             raise ValueError(f"num_nodes must be 1 or more, got {self.num_nodes}.")
 
     @property
+    def name(self) -> str:
+        """What result.json and a genotype call the space."""
+        return "darts"
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """The operations that a derived cell may have."""
         return tuple(name for name in self.operations if name != "none")
@@ -77,6 +84,13 @@ class DARTS:
     def num_decisions(self) -> int:
         """L, the length of an arch."""
         return 8 * self.num_nodes
+
+    @property
+    def num_choices(self) -> tuple[int, ...]:
+        """[L] choices of every decision; that two sources differ is not in it."""
+        cell = [count for node in range(self.num_nodes)
+                for count in (len(self.choices), node + 2) * 2]
+        return tuple(cell) * 2
 
     @property
     def size(self) -> int:
@@ -139,41 +153,99 @@ class DARTS:
         rows = jnp.stack([operations, jnp.concatenate(sources, -1)], -1)
         return rows.reshape(-1).astype(jnp.int32)
 
+    def mutate(self, key: jax.Array, arch: jax.Array) -> jax.Array:
+        """Give one decision another value, so that sources still differ: [L] -> [L].
+
+        The decision is drawn uniformly among those that can change alone, which the sources of the
+        first node cannot; the value uniformly among the others.
+
+        Raises:
+          ValueError: no decision can change: one node, one operation.
+        """
+        counts = np.array(self.num_choices)
+        is_source = np.arange(len(counts)) % 2 == 1
+        others = counts - np.where(is_source, 2, 1)
+        positions = mutations.free_positions(tuple((others + 1).tolist()))
+        word, other_word = jax.random.bits(key, (2,))
+        which, _ = draws.take(word, len(positions))
+        position = jnp.asarray(positions, jnp.int32)[which]
+        value, _ = draws.take(other_word, jnp.asarray(others, jnp.int32)[position])
+        # Sources stand at 1 and 3 of the four decisions of a node.
+        old, beside = arch[position], arch[position ^ 2]
+        skipped = jnp.where(jnp.asarray(is_source)[position], jnp.stack([old, beside]),
+                            jnp.stack([old, jnp.int32(np.iinfo(np.int32).max)]))
+        value += value >= skipped.min()
+        value += value >= skipped.max()
+        return jnp.where(np.arange(len(counts)) == position, value, arch).astype(jnp.int32)
+
+    def crossover(self, key: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+        """Take every operation, and both sources of every node, from either arch: [L], [L] -> [L].
+
+        Each with probability 1/2; the sources of a node stay together, so that they differ.
+        """
+        positions = np.arange(self.num_decisions)
+        together = np.where(positions % 4 == 3, positions - 2, positions)
+        coins = jax.random.bits(key, (self.num_decisions,), "uint8")[together] & 1
+        return jnp.where(coins == 1, first, second)
+
+    def is_valid(self, arch: jax.Array) -> jax.Array:
+        """Tell whether [L] integers are in range and the sources of each node differ: [] bool."""
+        sources = arch.reshape(-1, 2, 2)[..., 1]
+        return mutations.is_valid(arch, self.num_choices) & jnp.all(sources[:, 0] != sources[:, 1])
+
+    def canonical(self, arch: jax.Array) -> jax.Array:
+        """Return the lexicographically smallest arch of the same graphs: [L] -> [L].
+
+        The edges of a node may be exchanged, and nodes renumbered.
+
+        Raises:
+          ValueError: more than 6 nodes.
+        """
+        def cell(rows):
+            return pair_cells.canonical_cell(rows, columns=(OPERATION, SOURCE) * 2,
+                                             num_operations=len(self.choices))
+
+        return jax.vmap(cell)(arch.reshape(2, self.num_nodes, 4)).reshape(-1)
+
     def decode(self, arch: jax.Array | np.ndarray) -> Genotype:
         """Read an arch [L]. Host only.
 
         Raises:
-          GenotypeError: for a wrong length, or an operation or source out of range.
+          GenotypeError: for a wrong length, an operation or source out of range, or a node that
+            reads one state twice.
         """
-        values = np.asarray(arch)
-        if values.shape != (self.num_decisions,) or values.dtype.kind not in "iu":
-            raise genotypes.GenotypeError(
-                f"arch must be {self.num_decisions} integers, got {values.dtype} {values.shape}."
-            )
+        try:
+            values = np.array(product.read_arch(arch, self.num_choices))
+        except ValueError as error:
+            raise genotypes.GenotypeError(str(error)) from None
         cells = []
-        for rows in values.reshape(2, -1, 2).tolist():
-            for operation, _ in rows:
-                if not 0 <= operation < len(self.choices):
-                    raise genotypes.GenotypeError(
-                        f"operation must be in [0, {len(self.choices) - 1}], got {operation}."
-                    )
+        for name, rows in zip(genotypes.CELLS, values.reshape(2, -1, 2).tolist()):
             edges = tuple(Edge(self.choices[operation], source) for operation, source in rows)
+            _check_sources(name, edges)
             cells.append(CellGenotype(edges, tuple(range(2, 2 + self.num_nodes))))
-        return genotypes.validate(Genotype(*cells))
+        return genotypes.validate(Genotype(cells[0], cells[1]))
 
     def encode(self, genotype: Genotype) -> np.ndarray:
         """Write a genotype as an arch [L] int32. Host only.
 
         Raises:
-          GenotypeError: if it is not of this space: other operations, nodes or concatenation.
+          GenotypeError: if it is not of this space: other operations, nodes or concatenation, or a
+            node that reads one state twice.
         """
+        genotype = genotypes.validate(genotype)
+        if genotype.space != self.name:
+            raise genotypes.GenotypeError(
+                f"space must be {self.name!r}, got {genotype.space!r}."
+            )
         rows = []
-        for name, cell in zip(Genotype._fields, genotypes.validate(genotype)):
-            if cell.concat != tuple(range(2, 2 + self.num_nodes)):
+        for name, cell in zip(genotypes.CELLS, (genotype.normal, genotype.reduction)):
+            every_node = tuple(range(2, 2 + self.num_nodes))
+            if cell.num_nodes != self.num_nodes or cell.concat != every_node:
                 raise genotypes.GenotypeError(
                     f"{name} must have {self.num_nodes} nodes, all concatenated, got "
                     f"{cell.num_nodes} nodes and concat {cell.concat}."
                 )
+            _check_sources(name, cell.edges)
             for edge in cell.edges:
                 if edge.operation not in self.choices:
                     raise genotypes.GenotypeError(
@@ -193,3 +265,11 @@ class DARTS:
     def traced_network(self, **options) -> TracedNetwork:
         """Return the one network for every arch, which takes `arch.reshape(2, -1, 2)`."""
         return TracedNetwork(operations=self.choices, **options)
+
+
+def _check_sources(name: str, edges: tuple[Edge, ...]) -> None:
+    for node, (first, second) in enumerate(zip(edges[::2], edges[1::2])):
+        if first.source == second.source:
+            raise genotypes.GenotypeError(
+                f"{name}: the two sources of node {node} must differ, got {first.source} twice."
+            )

@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas import encodings
-from jaxnas.search_spaces import NASBench101, NASBench201, NASBenchMacro, NATSSize, Product
+from jaxnas import encodings, genotypes
+from jaxnas.genotypes import Genotype
+from jaxnas.search_spaces import DARTS, NASBench101, NASBench201, NASBenchMacro, NATSSize, Product
+from jaxnas.search_spaces.amoebanet import AmoebaNet
+from jaxnas.search_spaces.enas_micro import ENASMicro
+from jaxnas.search_spaces.nasnet import NASNet
+from jaxnas.search_spaces.pnas import PNAS
 
 SPACES = {
     "product": Product((3, 1, 5, 2)),
@@ -17,9 +22,16 @@ SPACES = {
     "nasbench_macro": NASBenchMacro(),
     "nasbench101": NASBench101(),
     "nasbench101_released": NASBench101(mutation="released"),
+    "darts": DARTS(num_nodes=2),  # small cells compile fast; their files test the published sizes
+    "nasnet": NASNet(num_blocks=1),
+    "amoebanet": AmoebaNet(num_blocks=2),
+    "pnas": PNAS(num_blocks=2),
+    "enas_micro": ENASMicro(num_blocks=1),
 }
-SILENT = ("nasbench101_released",)  # whose mutation may return the parent, as published
+SILENT = ("nasbench101_released", "amoebanet")  # may return the parent, as published
+CELLS = ("darts", "nasnet", "amoebanet", "pnas", "enas_micro")
 every_space = pytest.mark.parametrize("label", SPACES)
+cell_spaces = pytest.mark.parametrize("label", CELLS)
 
 
 def draw(space, key):
@@ -57,7 +69,7 @@ def test_mutation_differs_from_its_parent(label, drawn):
     archs = drawn[label][0]
     distance = (np.asarray(archs[:, 0]) != np.asarray(archs[:, 1])).sum(-1)
     if label in SILENT:
-        assert 0.95 < (distance > 0).mean() < 1
+        assert 0.92 < (distance > 0).mean() < 1 and distance.max() >= 1
     else:
         np.testing.assert_array_equal(distance, 1)
 
@@ -75,7 +87,8 @@ def test_canonical_is_idempotent_valid_and_smallest(label, drawn):
     assert all(map(lambda a, b: tuple(a) >= tuple(b), before.tolist(), after.tolist()))
 
 
-@pytest.mark.parametrize("label", ["product", "nasbench201", "nasbench_macro", "nasbench101"])
+@pytest.mark.parametrize("label", ["product", "nasbench201", "nasbench_macro", "nasbench101",
+                                   "pnas"])
 def test_same_key_same_answer_and_jit_equals_no_jit(label, drawn):
     space = SPACES[label]
     keys = jax.random.split(jax.random.key(0), 1000)[:20]
@@ -83,7 +96,57 @@ def test_same_key_same_answer_and_jit_equals_no_jit(label, drawn):
         np.testing.assert_array_equal(eager, jitted[:20])
 
 
-@every_space
+@cell_spaces
+def test_thousand_cells_round_trip_through_json(label, drawn):
+    space = SPACES[label]
+    for arch in np.asarray(drawn[label][0][:, 0]):
+        genotype = space.decode(arch)
+        assert isinstance(genotype, Genotype) and genotype.space == space.name
+        assert genotypes.from_json(genotypes.to_json(genotype)) == genotype
+        read = space.encode(genotype)
+        assert read.dtype == np.int32
+        np.testing.assert_array_equal(read, arch)
+
+
+@cell_spaces
+def test_canonical_cells_have_the_edges_of_the_cells_they_stand_for(label, drawn):
+    """As many of each operation, and, but for their order, the same states concatenated."""
+    space, (archs, _, canonical) = SPACES[label], drawn[label]
+    for arch, smallest in zip(np.asarray(archs[:100, 1]), np.asarray(canonical[:100, 1])):
+        for before, after in zip(space.decode(arch)[:2], space.decode(smallest)[:2]):
+            assert len(before.concat) == len(after.concat)
+            assert [s for s in before.concat if s < 2] == [s for s in after.concat if s < 2]
+            assert sorted((op, min(s, 2)) for op, s in before.edges) == sorted(
+                (op, min(s, 2)) for op, s in after.edges)
+
+
+@cell_spaces
+def test_wrong_cells_are_refused(label, drawn):
+    space = SPACES[label]
+    genotype = space.decode(np.asarray(drawn[label][0][0, 0]))
+    cell = genotype.normal
+    edge = cell.edges[0]
+    plain = genotypes.CellGenotype(tuple(e._replace(operation="skip_connect") for e in cell.edges),
+                                   (cell.num_nodes + 1,))
+    wrong = [(None, "expected Genotype"), (7, "expected Genotype"), ("text", "expected Genotype"),
+             ((cell, cell), "expected Genotype"), (genotype._replace(reduction=None), "reduction"),
+             (genotypes.Encoded("other", (1,), "1"), "expected Genotype"),
+             (genotype._replace(space="other"), "space"),
+             (Genotype(plain, plain, "darts" if label == "pnas" else "pnas"), "space must be")]
+    bad_edges = ((edge._replace(operation="none"), "operation"),
+                 (edge._replace(operation="conv_7x7"), "operation"),
+                 (edge._replace(source=2), "source"))
+    bad_cells = [(cell._replace(edges=cell.edges * 2), "nodes"),
+                 (cell._replace(concat=(2, 3, 4)), "concat")]
+    bad_cells += [(cell._replace(edges=(bad, *cell.edges[1:])), message)
+                  for bad, message in bad_edges]
+    wrong += [(Genotype(bad, bad, space.name), message) for bad, message in bad_cells]
+    for value, message in wrong:
+        with pytest.raises(genotypes.GenotypeError, match=message):
+            space.encode(value)
+
+
+@pytest.mark.parametrize("label", [label for label in SPACES if label not in CELLS])
 def test_text_round_trip(label, drawn):
     space = SPACES[label]
     texts = set()
@@ -114,7 +177,7 @@ def test_out_of_range_is_refused(label, drawn):
             space.decode(values)
 
 
-@every_space
+@pytest.mark.parametrize("label", [label for label in SPACES if label not in CELLS])
 def test_wrong_texts_are_refused(label, drawn):
     space = SPACES[label]
     text = space.decode(np.asarray(drawn[label][0][0, 0]))

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas import draws, encodings, mutations
+from jaxnas.networks.nasbench201 import EDGES, OPERATIONS
 from jaxnas.search_spaces import product
 
-OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # source, target
 MUTATIONS = ("edge", "node")
 RULES = ("skip", "zero", "sum")
 ZERO = "#"  # sorts before all else, on which the benchmark's number of classes depends

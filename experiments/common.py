@@ -40,8 +40,8 @@ import jax
 from experiments.programs import Program, ProgramCost, Programs, StepTimer
 from experiments.run import (Interrupt, RunDirectory, check_output, dataset_facts, device_facts,
                              open_run, versions)
-from experiments.settings import (CommonConfig, ConfigT, DatasetConfig, InputError, parse, progress,
-                                  to_json, validation)
+from experiments.settings import (CommonConfig, ConfigT, DatasetConfig, InputError, PlainT, parse,
+                                  parse_plain, progress, to_json, validation)
 from jaxnas.data import DatasetError
 from jaxnas.genotypes import GenotypeError
 
@@ -49,7 +49,7 @@ __all__ = [
     "CommonConfig", "DatasetConfig", "InputError", "Interrupt", "Program", "ProgramCost",
     "Programs",
     "RunDirectory", "StepTimer", "check_output", "dataset_facts", "describe", "device_facts",
-    "enable_compilation_cache", "main", "open_run", "parse", "progress", "to_json",
+    "enable_compilation_cache", "main", "main_plain", "open_run", "parse", "progress", "to_json",
     "use_huge_pages", "validation", "versions",
 ]
 
@@ -70,7 +70,8 @@ def main(config_class: type[ConfigT], presets: Mapping[str, ConfigT], smoke: Con
       1 for anything else, with a traceback.
     """
     own_process = argv is None
-    try:
+
+    def start() -> None:
         name = Path(sys.argv[0]).stem if own_process else config_class.__module__
         config = parse(config_class, presets, smoke, argv,
                        prog=f"python -m experiments.{name.rpartition('.')[2]}")
@@ -79,6 +80,24 @@ def main(config_class: type[ConfigT], presets: Mapping[str, ConfigT], smoke: Con
             use_huge_pages()
         enable_compilation_cache()
         run(config)
+
+    return _exit_code(start, own_process)
+
+
+def main_plain(config_class: type[PlainT], run: Callable[[PlainT], object], name: str,
+               argv: Sequence[str] | None = None) -> int:
+    """Run a tool that makes no run directory, and return its exit code, as `main` does."""
+    def start() -> None:
+        config = parse_plain(config_class, argv, f"python -m experiments.{name}")
+        enable_compilation_cache()
+        run(config)
+
+    return _exit_code(start, own_process=argv is None)
+
+
+def _exit_code(start: Callable[[], None], own_process: bool) -> int:
+    try:
+        start()
         return 0
     except SystemExit as stop:  # --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, retraining, searching
+from experiments.drawing import draw
+from experiments.networks import make_network
 from jaxnas import data, genotypes, reporting
-from jaxnas.networks.network import Network
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,9 @@ class Config(retraining.RetrainingConfig):
     genotype: str = "DARTS_V2"
     """Published name, or the path of a genotype.json."""
     features: int = 8
-    """Channels of the first cells."""
+    """Channels of the first cells or layers, where the genotype leaves them open."""
     layers: int = 5
-    """Cells; reductions at one and two thirds."""
+    """Cells; reductions at one and two thirds. Spaces of equal stages put a third in each."""
     pool_norm: Literal["none", "affine"] = "none"
     """Batch normalisation after pools, as pt.darts has it."""
     auxiliary: bool = False
@@ -54,6 +55,9 @@ PUBLISHED = {
     ("DARTS_V2", "cifar10"): reporting.Published(97.24, 0.09, "DARTS, table 1 (second order)"),
     ("DARTS_V1", "cifar10"): reporting.Published(97.00, None, "DARTS, table 1 (first order)"),
 }
+SYSTEMS = {"darts": "DARTS", "nasnet": "NASNet", "amoebanet": "AmoebaNet", "pnas": "PNAS",
+           "enas_micro": "ENAS", "enas_macro": "ENAS", "mnasnet": "MnasNet", "nasrl": "NASRL",
+           "nasbench201": "NAS-Bench-201"}
 FACTS = {"training_code": True, "space_code": True, "training_hyperparameters": True}
 
 
@@ -66,11 +70,7 @@ def run(config: Config) -> None:
         retraining.check_retraining(config, dataset)
         if config.devices > 1:
             raise ValueError(f"retraining runs on one device, got devices={config.devices}.")
-        network = Network(
-            genotype=genotype, features=config.features, layers=config.layers,
-            num_classes=dataset.num_classes, auxiliary=config.auxiliary,
-            pool_norm=None if config.pool_norm == "none" else config.pool_norm,
-        )
+        network = make_network(genotype, config, dataset.num_classes)
         image = jax.ShapeDtypeStruct((2, *dataset.image_shape), jnp.float32)
         shapes = jax.eval_shape(  # refuses images that do not fit the network
             lambda: network.lazy_init(searching.random_key(0), image, train=True)
@@ -148,8 +148,8 @@ def _report(config, directory, genotype, programs, timer, state, count, complete
             published=PUBLISHED.get((name, config.dataset)),
         )} | metrics
     result = reporting.Result(
-        complete=complete, experiment="retrain", system="DARTS",
-        architecture=reporting.Architecture("darts", genotypes.to_json_dict(genotype)),
+        complete=complete, experiment="retrain", system=SYSTEMS.get(genotype.space, genotype.space),
+        architecture=reporting.Architecture(genotype.space, genotypes.to_json_dict(genotype)),
         metrics=metrics, evaluations=reporting.Evaluations(len(accuracies), 1, 0),
         compilations=programs.count,
         seconds=reporting.Seconds(
@@ -158,7 +158,7 @@ def _report(config, directory, genotype, programs, timer, state, count, complete
         step_seconds=timer.summary(), seed=config.seed,
         device=common.device_facts(config.devices), programs=programs.names,
     )
-    reporting.draw_genotype(genotype, path / "cell", config.genotype)
+    draw(genotype, path / "cell", config.genotype)
     rows = [row for row in reporting.read_metrics(path / "metrics.jsonl") if row["kind"] == "epoch"]
     curves = {
         f"seed {number}": (

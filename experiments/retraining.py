@@ -93,7 +93,8 @@ def make_trainer(
         order_key, step_key = jax.random.split(key)
         batches = data.epoch_batches(order_key, epoch, len(labels), size)
         # Scheduled drop path: linear in the epoch, from 0.
-        rate = config.drop_path_rate * epoch / config.retrain_epochs
+        rate = config.drop_path_rate * epoch / config.retrain_epochs if (
+            config.drop_path_rate) else 0.0  # a number, for networks that have no path to drop
         return run_epoch(
             step_key, state, images, labels, batches, drop_path_rate=rate, inputs=inputs
         )

@@ -81,6 +81,7 @@ class DatasetConfig(CommonConfig):
 _FREE = ("output", "resume", "force_resume", "dry_run", "compile_only", "quiet", "data_dir")
 
 ConfigT = TypeVar("ConfigT", bound=CommonConfig)
+PlainT = TypeVar("PlainT")
 
 
 def parse(config_class: type[ConfigT], presets: Mapping[str, ConfigT], smoke: ConfigT,
@@ -268,14 +269,25 @@ def _prescan(argv: Sequence[str]) -> argparse.Namespace:
     return found
 
 
-def _tyro(config_class: type[ConfigT], default: ConfigT, argv: Sequence[str], description: str,
-          prog: str | None) -> ConfigT:
+def parse_plain(config_class: type[PlainT], argv: Sequence[str] | None, prog: str) -> PlainT:
+    """Read the flags of a tool that makes no run, and has none of the common ones.
+
+    Raises:
+      InputError: one sentence.
+      SystemExit: `--help` was asked for and printed.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return _tyro(config_class, None, arguments, (config_class.__doc__ or "").strip(), prog)
+
+
+def _tyro(config_class: type[PlainT], default: PlainT | None, argv: Sequence[str],
+          description: str, prog: str | None) -> PlainT:
     """Run tyro, its boxed error messages turned into one sentence."""
     errors = io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(config_class, args=argv, default=default, prog=prog,
-                            description=description)
+            return tyro.cli(config_class, args=argv, prog=prog, description=description, **given)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

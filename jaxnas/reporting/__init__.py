@@ -1,5 +1,6 @@
 """Reports of a run: the run directory's files, plots, drawings, progress; it computes nothing."""
 
+from jaxnas.reporting.chains import draw_chain
 from jaxnas.reporting.checklist import CHECKLIST, write_checklist
 from jaxnas.reporting.dags import draw_dag
 from jaxnas.reporting.graphs import draw_genotype, to_dot
@@ -15,9 +16,9 @@ from jaxnas.reporting.result import (SCHEMA, Architecture, Device, Evaluations, 
 __all__ = [
     "CHECKLIST", "KINDS", "OPERATION_COLORS", "SCHEMA", "Architecture", "Device", "Evaluations",
     "Metric", "MetricsWriter", "Phase", "Progress", "Published", "Result", "Seconds",
-    "StepSeconds", "Summary", "draw_dag", "draw_genotype", "edge_names", "operation_color",
-    "plot_alphas", "plot_curves", "plot_groups", "read_metrics", "read_result",
-    "require_matplotlib", "smaller_is_better", "summarize", "to_dot", "truncate",
+    "StepSeconds", "Summary", "draw_chain", "draw_dag", "draw_genotype", "edge_names",
+    "operation_color", "plot_alphas", "plot_curves", "plot_groups", "read_metrics",
+    "read_result", "require_matplotlib", "smaller_is_better", "summarize", "to_dot", "truncate",
     "validate_run_directory", "welch_interval", "write_checklist", "write_report",
     "write_result",
 ]

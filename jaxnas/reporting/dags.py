@@ -52,5 +52,6 @@ def draw_dag(edges: Sequence[tuple[int, int, str]], stem: Path, title: str = "")
             name = {0: "in", last: "out"}.get(node, str(node))
             axes.text(pitch * node, 0, name, ha="center", va="center", zorder=4)
         axes.set(xlim=(-0.6, pitch * last + 0.6), ylim=(-0.62 * last, 0.72 * last), title=title)
+        axes.set_aspect("equal")  # arcs are bent in the units of the page
         axes.set_axis_off()
         return save_figure(figure, stem)

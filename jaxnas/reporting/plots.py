@@ -218,6 +218,13 @@ def plot_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], s
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if log:
             axes.set(xscale="log", yscale="log")
+            lowest = min(np.min(y, where=np.asarray(y) > 0, initial=np.inf)
+                         for _, y in curves.values())
+            if np.isfinite(lowest):  # a band that reaches zero must not flatten the curves
+                axes.set_ylim(bottom=lowest / 3)
+            for axis in (axes.xaxis, axes.yaxis):  # numbers, not the markup of powers
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("")
         if len(curves) > 1:
             figure.legend(loc="outside upper left", ncols=min(len(curves), 4))
         return save_figure(figure, stem)

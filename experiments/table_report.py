@@ -89,7 +89,9 @@ def summarize(task: Task, config: TableConfig, evaluated: Mapping[str, Evaluated
     extra: dict[str, Any] = {"metric": task.metric, "report_metric": task.report_metric,
                              "minimize": task.sign < 0}
     if not values:
-        return Summary({}, counts, None, extra, "")
+        return Summary({}, counts, None, extra,
+                       f"no evaluation of {counts.total} succeeded: none is in the table, or "
+                       f"{task.metric} is missing there.")
     found = max(values, key=lambda key: (key != RANDOM or len(values) == 1, task.sign * float(
         np.nanmean(values[key][task.metric]))))
     published = PUBLISHED if (task.metric, task.report_metric) == PUBLISHED_METRICS and (
@@ -120,9 +122,10 @@ def summarize(task: Task, config: TableConfig, evaluated: Mapping[str, Evaluated
 def _row(task: Task, found: Evaluated, columns: Mapping[str, np.ndarray],
          published: reporting.Published | None) -> dict[str, Any]:
     per_seed = found.allowed.sum(1)
+    finite = {name: v[np.isfinite(v)] for name, v in columns.items()}
     row: dict[str, Any] = {
-        name: {"mean": float(np.nanmean(v)), "std": float(np.nanstd(v, ddof=int(len(v) > 1)))}
-        for name, v in columns.items() if np.isfinite(v).any()}
+        name: {"mean": float(v.mean()), "std": float(v.std(ddof=int(len(v) > 1)))}
+        for name, v in finite.items() if v.size}
     row["evaluations_mean"] = float(per_seed.mean())
     row["unique_mean"] = float((found.new & found.allowed).sum(1).mean())
     row["seeds_without_result"] = int(np.isnan(columns[task.metric]).sum())
@@ -156,7 +159,10 @@ def compare(task: Task, values: Mapping[str, np.ndarray]) -> list[dict[str, Any]
     for first, second in itertools.combinations(values, 2):
         a, b = (v[np.isfinite(v)] for v in (values[first], values[second]))
         if min(len(a), len(b)) > 1 and a.std() + b.std() > 0:
-            p = float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+            # From moments: of samples, scipy warns where one of the two has no spread at all.
+            p = float(stats.ttest_ind_from_stats(
+                a.mean(), a.std(ddof=1), len(a), b.mean(), b.std(ddof=1), len(b),
+                equal_var=False).pvalue)
             pairs.append({"first": first, "second": second,
                           "difference": float(a.mean() - b.mean()), "p_value": p})
     corrected = 0.0
@@ -205,19 +211,22 @@ def regret(task: Task, found: Evaluated, metric: str) -> np.ndarray:
 
 def draw(task: Task, config: TableConfig, evaluated: Mapping[str, Evaluated], summary: Summary,
          path: Path) -> None:
-    """Draw anytime curves of both metrics, the seeds' final values, and the cell."""
+    """Draw the seeds' mean regret in both metrics with quartiles, final values, and the cell."""
     for metric, stem in ((task.report_metric, "regret"), (task.metric, "search_regret")):
         curves: dict[str, Any] = {}
         bands: dict[str, Any] = {}
         for key, found in evaluated.items():
             values = regret(task, found, metric)
-            x = np.arange(1, values.shape[1] + 1)
-            curves[key] = (x, np.nanmean(values, 0))
-            bands[key] = tuple(np.nanquantile(values, (0.25, 0.75), axis=0))
-        reporting.plot_curves(
-            curves, path / stem, "evaluations",
-            f"regret in {metric}: mean, and quartiles of {config.num_seeds} seeds", bands, log=True)
-    published = None if summary.extra["found"] not in PUBLISHED else next(
+            known = np.isfinite(values).any(0)  # not before the first seed had a success
+            if known.any():
+                values = values[:, known]
+                curves[key] = (np.flatnonzero(known) + 1, np.nanmean(values, 0))
+                bands[key] = tuple(np.nanquantile(values, (0.25, 0.75), axis=0))
+        if curves:
+            reporting.plot_curves(
+                curves, path / stem, "evaluations", f"regret, {metric}", bands,
+                log=any((mean > 0).any() for _, mean in curves.values()))
+    published = None if summary.extra.get("found") not in PUBLISHED else next(
         (m.published for m in summary.metrics.values() if m.published is not None), None)
     groups = {key: v[np.isfinite(v)] for key, v in (
         (key, final_values(found, task.report_metric)) for key, found in evaluated.items())}

@@ -141,9 +141,9 @@ class _Run:
         summary = table_report.summarize(self.task, config, evaluated)
         architecture = reporting.Architecture(self.task.space.name)
         if summary.best_arch is not None:
-            text = self.task.space.decode(summary.best_arch)
-            value = {"format": genotypes.FORMAT, "space": self.task.space.name,
-                     "arch": summary.best_arch.tolist(), "architecture": text}
+            value = genotypes.to_json_dict(genotypes.Encoded(
+                self.task.space.name, tuple(summary.best_arch.tolist()),
+                self.task.space.decode(summary.best_arch)))
             (path / "genotype.json").write_text(json.dumps(value, indent=2) + "\n",
                                                 encoding="utf-8")
             architecture = reporting.Architecture(self.task.space.name, value,

@@ -21,7 +21,7 @@ from experiments.settings import CommonConfig, InputError
 from experiments.strategies import Strategy
 from jaxnas import data, fast_keys, histories, objectives, parallel, search
 from jaxnas.base import Evaluator, Searcher, SearchSpace
-from jaxnas.data import Table
+from jaxnas.data import Table, TableError
 from jaxnas.evaluators import tabular
 from jaxnas.search_spaces import NASBench101, NASBench201, NASBenchMacro, NATSSize, Product
 
@@ -92,6 +92,9 @@ def load_task(config: TableConfig) -> Task:
     """
     table = data.load_table(config.table, metric=config.metric or None,
                             report_metric=config.report_metric or None)
+    if max(table.num_choices) < 2:
+        raise TableError(f"{table.source}: one decision must have two choices, or there is nothing "
+                         f"to search; num_choices is {list(table.num_choices)}.")
     metric, report = table.default_metric, table.default_report_metric
     if config.cost_metric:
         table.metric(config.cost_metric)

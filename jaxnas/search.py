@@ -62,27 +62,33 @@ def advance(state: SearchState, searcher: Searcher, evaluator: Evaluator, object
     """
     _check_num_steps(num_steps)
     draw, ask = hoisting.split(searcher.ask, state.key, state.searcher)
+    archs_shape = jax.eval_shape(searcher.ask, state.key, state.searcher)
+    fitness_shape = jax.eval_shape(
+        lambda key, archs: objective(evaluator(key, archs)), state.key, archs_shape)
+    draw_tell, tell = hoisting.split(
+        searcher.tell, state.key, state.searcher, archs_shape, fitness_shape)
 
     def one(carry: tuple[SearchState, jax.Array], drawn: Any) -> tuple[Any, History]:
         # What step t + 1 asks for is part of what step t leaves behind: the archs are stored once,
         # before the searcher overwrites its state, instead of being computed by each of their
         # users from a copy of the old state.
         state, archs = carry
-        next_words, evaluate_key, tell_key = drawn
+        next_words, evaluate_key, tell_words = drawn
         metrics = evaluator(evaluate_key, archs)
         fitness = objective(metrics)
-        inner, info = searcher.tell(tell_key, state.searcher, archs, fitness)
+        inner, info = tell(tell_words, state.searcher, archs, fitness)
         state = state._replace(step=state.step + 1, searcher=inner)
         return (state, ask(next_words, inner)), History(archs, fitness, metrics, info)
 
     def block(state: SearchState, length: int) -> tuple[SearchState, History]:
         # What is random in many steps, drawn at once: in the loop it would cost several times more.
         steps = state.step + jnp.arange(length, dtype=jnp.int32)
-        _, *keys = jax.vmap(step_keys, (None, 0))(state.key, steps)
+        _, evaluate_keys, tell_keys = jax.vmap(step_keys, (None, 0))(state.key, steps)
         ask_keys, *_ = jax.vmap(step_keys, (None, 0))(state.key, steps + 1)
         archs = ask(draw(step_keys(state.key, state.step)[0]), state.searcher)
         (state, _), history = jax.lax.scan(
-            one, (state, archs), (jax.vmap(draw)(ask_keys), *keys))
+            one, (state, archs),
+            (jax.vmap(draw)(ask_keys), evaluate_keys, jax.vmap(draw_tell)(tell_keys)))
         return state, history
 
     length = _block_length(num_steps)

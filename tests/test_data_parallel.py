@@ -77,6 +77,7 @@ def test_devices_equal_one(gradient):
         np.testing.assert_array_equal(arch, SPACE.discretize(state.alphas))
 
 
+@pytest.mark.slow
 def test_statistics_per_replica_are_another_function():
     with jax.enable_x64(True):
         weights, alphas, train, valid = start()

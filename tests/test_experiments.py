@@ -101,7 +101,8 @@ def wait_for_lines(path, count, process):
     raise AssertionError("the run ended or hung before the kill")
 
 
-@pytest.mark.parametrize("how, lines", [("kill", 1), ("kill", 3), ("term", 2)])
+@pytest.mark.parametrize("how, lines", [
+    ("kill", 1), pytest.param("kill", 3, marks=pytest.mark.slow), ("term", 2)])
 def test_interrupted_run_resumes_bit_equal(whole_run, environment, tmp_path, how, lines):
     whole, _ = whole_run
     path = tmp_path / "run"

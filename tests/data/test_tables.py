@@ -97,7 +97,7 @@ def test_nasbench201_marks_of_failure_are_nan(nasbench201):
     assert np.isnan(nasbench201.metric("edgetpu_latency_ms")).sum() == 4_699
     assert abs(nasbench201.metric("edgegpu_latency_ms")[0] - 5.8074) < 1e-4
     proxies = [metric for metric in nasbench201.metrics if metric.startswith("zero_cost_")]
-    assert len(proxies) == 11 and len(nasbench201.metrics) == 35
+    assert len(proxies) == 11 and len(nasbench201.metrics) == 36
     for metric in proxies:
         failed = 1 if metric[10:] in ("epe_nas", "jacov", "nwot", "zen") else 0
         assert np.isnan(nasbench201.metric(metric)).sum() == 15_625 - 9_445 + failed, metric
@@ -323,3 +323,13 @@ def test_sizes_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_FILE_BYTES", 100)
     refused(path, "a table at most 100")
     assert path.stat().st_size < 5_000
+
+
+def test_estimated_seconds_are_the_line_through_the_official_records(nasbench201):
+    flops = nasbench201.metric("cifar10_flops_m")
+    seconds = nasbench201.metric("cifar10_estimated_seconds_e12")
+    rows = [0, 11, 284]
+    assert abs(seconds[rows] - [89.202, 153.696, 60.899]).max() < 13.0
+    slope, intercept = np.polyfit(flops[rows], [89.202, 153.696, 60.899], 1)
+    np.testing.assert_allclose(seconds, intercept + slope * flops, rtol=1e-4)
+    assert round(12_000 / seconds.mean()) == 112  # the default budget of experiments.compare

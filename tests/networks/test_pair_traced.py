@@ -114,7 +114,8 @@ def _hard_cases(space):
     return [np.concatenate(pair[:space.num_cells]) for pair in ((one, fan), (two, one))]
 
 
-@pytest.mark.parametrize("name, count", [("amoebanet", 2), ("enas_micro", 1)])
+@pytest.mark.parametrize("name, count", [
+    ("amoebanet", 2), pytest.param("enas_micro", 1, marks=pytest.mark.slow)])
 def test_equals_the_fixed_network(name, count):
     space, network = _make(name, num_blocks=2)
     archs = _hard_cases(space)

@@ -88,8 +88,9 @@ def plain_cell(params, s0, s1, weights, operations, reduction):
     return jnp.concatenate(states[2:], -1)
 
 
-@pytest.mark.parametrize("reduction", [False, True])
-@pytest.mark.parametrize("scan_sources", [False, True])
+@pytest.mark.parametrize("scan_sources, reduction", [
+    (False, True), (True, False), (True, True),
+    pytest.param(False, False, marks=pytest.mark.slow)])
 def test_cell_equals_the_plain_one(reduction, scan_sources):
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 4)

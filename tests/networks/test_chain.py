@@ -86,7 +86,7 @@ def test_strided_filters_match_numpy(method):
 
 
 @pytest.mark.parametrize("form", [
-    "true", "search", pytest.param("compat", marks=pytest.mark.slow)])
+    "true", *(pytest.param(form, marks=pytest.mark.slow) for form in ("search", "compat"))])
 def test_macro_runs_forward_and_backward(form):
     # A separable convolution, an average, a dense convolution; layer 2 skips to layer 0.
     network = MacroNetwork((1, 4, 1, 2, 0, 1), 2, form, num_classes=3, dropout_rate=0.5)

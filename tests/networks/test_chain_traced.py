@@ -103,7 +103,8 @@ def test_equals_the_fixed_network(label, count):
             assert moved == moved_2
 
 
-@pytest.mark.parametrize("label", ["macro", "strided"])
+@pytest.mark.parametrize("label", [
+    pytest.param("macro", marks=pytest.mark.slow), "strided"])
 def test_vmap_over_archs_equals_the_fixed_networks_with_running_statistics(label):
     traced, fixed_of, counts = NETWORKS[label]
     archs = archs_of(traced, counts, 3)

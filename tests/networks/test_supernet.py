@@ -89,8 +89,8 @@ def plain_cell(params, s0, s1, weights, operations, reduction):
 
 
 @pytest.mark.parametrize("scan_sources, reduction", [
-    (False, True), (True, False), (True, True),
-    pytest.param(False, False, marks=pytest.mark.slow)])
+    (True, False), (True, True),
+    *(pytest.param(False, reduction, marks=pytest.mark.slow) for reduction in (False, True))])
 def test_cell_equals_the_plain_one(reduction, scan_sources):
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 4)

@@ -176,7 +176,8 @@ def _built(network, size):
 
 
 @pytest.mark.parametrize("label, size, count", [
-    ("imagenet", 224, 6), pytest.param("small", 28, 9, marks=pytest.mark.slow), ("narrow", 7, 35)])
+    ("imagenet", 224, 6), pytest.param("small", 28, 9, marks=pytest.mark.slow),
+    pytest.param("narrow", 7, 35, marks=pytest.mark.slow)])
 def test_costs_of_built_networks(label, size, count, drawn):
     """50 random architectures, of shapes only."""
     space, archs = SPACES[label], drawn[label][0][:count, 0]

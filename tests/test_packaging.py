@@ -25,7 +25,7 @@ def test_setup_parses_and_has_one_version():
     requirements = setup["options"]["install_requires"].split()
     assert {line.split(">")[0] for line in requirements} == {
         "jax", "flax", "optax", "scipy", "chex", "numpy", "orbax-checkpoint",
-        "tensorflow-datasets", "tyro", "rich"}
+        "tensorflow-datasets", "flatbuffers", "tyro", "rich"}
     assert set(setup["options.extras_require"]) == {"cuda", "datasets", "viz", "test"}
 
 

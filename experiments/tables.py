@@ -163,19 +163,14 @@ def make_seeds(name: str, strategy: Strategy, task: Task, config: TableConfig,
             state, searcher, task.evaluator, objective, num_steps=num_steps)
         return state, history.archs.astype(small), history.fitness
 
-    axes = search.seed_axes(searcher, task.evaluator, objective, fast_keys.key(0))
-    mapped_init = jax.pmap(jax.vmap(init, out_axes=axes), axis_name=parallel.AXIS,
-                           devices=devices, out_axes=axes)
-    mapped = jax.pmap(jax.vmap(advance, in_axes=(axes,), out_axes=(axes, 0, 0)),
-                      axis_name=parallel.AXIS, devices=devices, in_axes=(axes,),
-                      out_axes=(axes, 0, 0))
+    mapped_init = jax.pmap(jax.vmap(init), axis_name=parallel.AXIS, devices=devices)
+    mapped = jax.pmap(jax.vmap(advance), axis_name=parallel.AXIS, devices=devices)
     example = seed_keys(config, name, devices)
     keys = jax.ShapeDtypeStruct(example.shape, example.dtype, sharding=example.sharding)
-    states = jax.eval_shape(mapped_init, keys)
     states = jax.tree.map(
-        lambda leaf, axis: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=None if axis is None else parallel.sharding(devices)),
-        states, axes, is_leaf=lambda leaf: leaf is None)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                          sharding=parallel.sharding(devices)),
+        jax.eval_shape(mapped_init, keys))
     return Seeds(searcher, num_steps, programs.add(f"{name}_init", mapped_init, keys),
                  programs.add(name, mapped, states))
 

@@ -169,35 +169,6 @@ def run_on_host(
     return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *taken)
 
 
-def seed_axes(searcher: Searcher, evaluator: Evaluator, objective: Objective,
-              key: jax.Array) -> SearchState:
-    """Tell which leaves of a `SearchState` differ between seeds: 0, or None where all are equal.
-
-    For `in_axes` and `out_axes` of a `jax.vmap` over states. What counts steps is the same for all
-    seeds and must stay one number: a slice at a position that is batched becomes a scatter, which
-    XLA runs seed by seed on a CPU, a hundred times slower.
-
-    Args:
-      searcher, evaluator, objective: as in `advance`.
-      key: an example, for its dtype.
-    """
-    def after_two(key: jax.Array) -> SearchState:
-        return advance(init(key, searcher), searcher, evaluator, objective, num_steps=2)[0]
-
-    keys = jax.ShapeDtypeStruct((2, *key.shape), key.dtype)
-    leaves, structure = jax.tree.flatten(jax.eval_shape(after_two, key))
-
-    def differs(number: int) -> int | None:
-        leaf = jax.vmap(lambda key: jax.tree.leaves(after_two(key))[number], out_axes=None)
-        try:
-            jax.eval_shape(leaf, keys)
-        except ValueError:  # vmap refuses to return as one what depends on the seed
-            return 0
-        return None
-
-    return jax.tree.unflatten(structure, [differs(i) for i in range(len(leaves))])
-
-
 def over_seeds(function: Callable[..., PyTree],
                devices: Sequence[jax.Device] | None = None) -> Callable[..., PyTree]:
     """Vectorise a search over seeds: `vmap` on each device, `pmap` over the devices.

@@ -11,7 +11,7 @@ from jaxnas import checkpoints, fast_keys, objectives, parallel, search
 from jaxnas.base import Searcher
 from jaxnas.networks.controllers import independent_logits
 from jaxnas.search_spaces import Product
-from jaxnas.searchers import local_search, random_search, regularized_evolution, reinforce
+from jaxnas.searchers import random_search, regularized_evolution, reinforce
 
 SPACE = Product((4,) * 6)
 TARGET = np.array([3, 1, 0, 2, 2, 0], np.int32)
@@ -226,42 +226,6 @@ def test_the_loop_of_steps_draws_nothing_for_ask(num_steps, lengths):
     assert not any("random_" in str(scan.params["jaxpr"]) for scan in scans)
 
 
-SEARCHERS = {
-    "evolution": EVOLUTION, "random": random_search(SPACE), "local": local_search(SPACE),
-    "reinforce": reinforce(independent_logits(SPACE.num_choices), optimizer=optax.adam(0.1))}
-
-
-@pytest.mark.parametrize("name", SEARCHERS)
-def test_seed_axes_tell_what_seeds_share(name):
-    searcher = SEARCHERS[name]
-    axes = search.seed_axes(searcher, noisy, OBJECTIVE, KEY)
-    state = search.init(KEY, searcher)
-    is_none = lambda leaf: leaf is None
-    chex.assert_trees_all_equal(jax.tree.map(lambda _: 0, axes, is_leaf=is_none),
-                                jax.tree.map(lambda _: 0, state))
-    assert axes.key == 0 and axes.step is None
-    if name == "evolution":
-        assert tuple(axes.searcher) == (0, 0, None)
-    elif name == "random":
-        assert tuple(axes.searcher) == (None,)
-    else:
-        assert set(jax.tree.leaves(axes.searcher, is_leaf=is_none)) == {0}
-    if name == "evolution":  # the same result, with one count for all seeds
-        advance = lambda state: search.advance(state, searcher, noisy, OBJECTIVE, num_steps=12)
-        keys = jax.random.split(KEY, 3)
-
-        @jax.jit
-        def both(keys):
-            shared = jax.vmap(lambda key: search.init(key, searcher), out_axes=axes)(keys)
-            return (jax.vmap(advance, (axes,), (axes, 0))(shared),
-                    jax.vmap(lambda key: advance(search.init(key, searcher)))(keys))
-
-        (state, found), (_, expected) = both(keys)
-        assert_same(found, expected)
-        assert state.step.shape == () and state.step == 12
-        assert state.searcher.num_evaluated.shape == ()
-
-
 def test_hyper_parameters_are_a_second_vmap():
     def run(rate, key):
         searcher = reinforce(
@@ -287,7 +251,7 @@ def test_an_evaluator_has_keys_of_its_own(longest):
 
     assert len(np.unique(jax.jit(all_keys)(), axis=0)) == 3001
     history = jax.jit(lambda key: search.run(
-        key, SEARCHERS["random"], noisy, OBJECTIVE, num_steps=30))(KEY)
+        key, random_search(SPACE), noisy, OBJECTIVE, num_steps=30))(KEY)
     np.testing.assert_array_equal(history.metrics["noise"], longest.metrics["noise"][:30])
     assert len(np.unique(longest.metrics["noise"])) == LONGEST
 

@@ -85,7 +85,6 @@ def regularized_evolution(space: SearchSpace, *, population_size: int = 100,
         return jnp.where(state.num_evaluated < population_size, founders, children)
 
     def replace_oldest(state, archs, fitness):
-        # One slice, at a position that seeds share: a scatter would cost more than all the rest.
         start = state.num_evaluated % population_size
         return (jax.lax.dynamic_update_slice_in_dim(state.archs, archs, start, 0),
                 jax.lax.dynamic_update_slice_in_dim(state.fitness, fitness, start, 0))

@@ -33,7 +33,7 @@ from jaxnas.networks.depthwise import depthwise
 from jaxnas.networks.extraction import Arrays
 from jaxnas.networks.network import Stem, check_image
 from jaxnas.networks.operations import MOMENTUM
-from jaxnas.networks.traced import _switch as switch
+from jaxnas.networks.switching import switch
 
 _CONVOLUTIONS = len(MACRO_SIZES)  # of MACRO_OPERATIONS the first ones; pools follow
 

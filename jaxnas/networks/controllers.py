@@ -55,11 +55,12 @@ def independent_logits(
         return scale * jax.random.normal(key, shape)
 
     def sample(key: jax.Array, params: jax.Array) -> jax.Array:
-        return _invert(_log_softmax(params, counts), counts, jax.random.uniform(key, counts.shape))
+        uniforms = jax.random.uniform(key, counts.shape)
+        return invert(masked_log_softmax(params, counts), counts, uniforms)
 
     def table(params: jax.Array, arch: jax.Array) -> jax.Array:
         del arch  # nothing is conditioned on it
-        return _log_softmax(params, counts)
+        return masked_log_softmax(params, counts)
 
     return _policy(init, sample, table, counts)
 
@@ -111,11 +112,11 @@ def lstm_controller(
         logits = logits / temperature
         if tanh_constant is not None:
             logits = tanh_constant * jnp.tanh(logits)
-        return _log_softmax(logits, count)
+        return masked_log_softmax(logits, count)
 
     def init(key: jax.Array) -> PyTree:
         arch = jnp.zeros(counts.shape, jnp.int32)
-        variables = jax.eval_shape(lambda: module.init(key, arch, log_softmax, _given))
+        variables = jax.eval_shape(lambda: module.init(key, arch, log_softmax, given))
         shapes, structure = jax.tree.flatten(variables["params"])
         # One draw for all of them: Flax's one for each compiles 20 times as long.
         ends = np.cumsum([math.prod(leaf.shape) for leaf in shapes])
@@ -129,10 +130,10 @@ def lstm_controller(
         return outputs
 
     def sample(key: jax.Array, params: PyTree) -> jax.Array:
-        return decide(params, jax.random.uniform(key, counts.shape), _invert)[0]
+        return decide(params, jax.random.uniform(key, counts.shape), invert)[0]
 
     def table(params: PyTree, arch: jax.Array) -> jax.Array:
-        return decide(params, arch, _given)[1]
+        return decide(params, arch, given)[1]
 
     return _policy(init, sample, table, counts)
 
@@ -222,18 +223,19 @@ def _unit(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-1.0)
 
 
-def _given(log_probs: jax.Array, count: jax.Array, value: jax.Array) -> jax.Array:
+def given(log_probs: jax.Array, count: jax.Array, value: jax.Array) -> jax.Array:
+    """Take a decision that is given, whatever its log-probabilities [K]: [] -> []."""
     del log_probs, count
     return value
 
 
-def _log_softmax(logits: jax.Array, counts: jax.Array | np.ndarray) -> jax.Array:
+def masked_log_softmax(logits: jax.Array, counts: jax.Array | np.ndarray) -> jax.Array:
     """Normalise over the first counts [...] of the columns: [..., K] -> [..., K]."""
     present = jnp.arange(logits.shape[-1]) < counts[..., None]
     return jax.nn.log_softmax(jnp.where(present, logits, _ABSENT))
 
 
-def _invert(
+def invert(
     log_probs: jax.Array, counts: jax.Array | np.ndarray, uniforms: jax.Array
 ) -> jax.Array:
     """Return the choices [...] int32 at which the distributions [..., K] pass the uniforms [...].

@@ -25,9 +25,8 @@ from jax import lax
 
 from jaxnas.base import Policy, PyTree
 from jaxnas.networks import chain_layout
-from jaxnas.networks.controllers import _given as given
-from jaxnas.networks.controllers import _invert as invert
-from jaxnas.networks.controllers import _log_softmax as log_softmax
+from jaxnas.networks.controllers import given, invert
+from jaxnas.networks.controllers import masked_log_softmax as log_softmax
 
 Shape = Callable[[jax.Array], jax.Array]
 _MICRO_OPERATIONS = 5

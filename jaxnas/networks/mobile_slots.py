@@ -13,6 +13,7 @@ from jax import lax
 from jaxnas.networks import mobile_grid, mobile_stages, primitives
 from jaxnas.networks.mobile import convolve_same, depthwise_same, kernel_init
 from jaxnas.networks.operations import drop_path
+from jaxnas.networks.switching import switch
 
 Arrays = dict[str, Any]  # a tree of arrays with string keys
 FORMS = ("switch", "masked")
@@ -141,7 +142,7 @@ def run_layer(
             lambda choice, *arrays, e=e: _bottleneck(shape, e, choice.inputs * e, choice, *arrays)
             for e in _EXPANSIONS[1:]
         ] + [lambda _, x, params, stats: (_zeros(shape, x), stats)]
-        y, stats = _switch(choice.operation, branches, choice, x, params, stats)
+        y, stats = switch(choice.operation, branches, x, params, stats, integers=choice)
     else:
         # What is not chosen gets no channels, hence is zero and leaves its statistics alone.
         is_dense = choice.operation == 0
@@ -165,7 +166,7 @@ def run_layer(
     if shape.form == "switch":
         paths = [lambda _, x: primitives.avg_pool(x, 1), lambda _, x: x,
                  lambda _, x: jnp.zeros_like(x)]
-        return y + _switch(skip, paths, choice, x), stats
+        return y + switch(skip, paths, x, integers=choice), stats
     pooled = jnp.where(skip == _IDENTITY, x, primitives.avg_pool(x, 1))
     return y + jnp.where(skip == _NO_SKIP, 0, pooled), stats
 
@@ -232,7 +233,8 @@ def _spatial(shape, run, choice, x, kernel):
         return lambda _, x, kernel: run(
             x, kernel[margin : margin + size, margin : margin + size])
 
-    return _switch(choice.kernel, [centre(size) for size in mobile_grid.KERNELS], choice, x, kernel)
+    return switch(choice.kernel, [centre(size) for size in mobile_grid.KERNELS], x, kernel,
+                  integers=choice)
 
 
 def _squeeze(choice, x, params):
@@ -266,34 +268,3 @@ def _normalize(norm, x, params, stats, channels):
     scale = lax.rsqrt(variance + norm.epsilon) * params["norm"]["scale"][:width]
     y = (x - mean) * scale + params["norm"]["bias"][:width]
     return jnp.where(there, y, 0).astype(x.dtype), new
-
-
-def _switch(index: jax.Array, branches: list[Callable], integers: Choice, *operands: Any) -> Any:
-    """`lax.switch` whose derivative is the switch of the branches' derivatives, run again.
-
-    JAX's own keeps the intermediate values of every branch. A branch is called with the integers
-    and the operands, and must not close over arrays. Reverse mode only.
-    """
-
-    @jax.custom_vjp
-    def run(index, integers, *operands):
-        return lax.switch(index, branches, integers, *operands)
-
-    def backward(saved, cotangents):
-        index, integers, operands = saved
-
-        def pull(branch):
-            def pulled(cotangents, integers, *operands):
-                _, pullback = jax.vjp(lambda *operands: branch(integers, *operands), *operands)
-                return pullback(cotangents)
-            return pulled
-
-        gradients = lax.switch(
-            index, [pull(branch) for branch in branches], cotangents, integers, *operands)
-        return None, None, *gradients
-
-    run.defvjp(
-        lambda index, integers, *operands: (run(index, integers, *operands),
-                                            (index, integers, operands)),
-        backward)
-    return run(index, integers, *operands)

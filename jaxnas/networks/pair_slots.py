@@ -21,7 +21,7 @@ from jaxnas.networks.extraction import Arrays
 from jaxnas.networks.operations import FactorizedReduce, Operation, ReLUConvBN
 from jaxnas.networks.packing import Packing
 from jaxnas.networks.pair_cells import CellStyle, style_operation
-from jaxnas.networks.traced import _switch as switch
+from jaxnas.networks.switching import switch
 
 INPUTS = 2  # states before the first block
 

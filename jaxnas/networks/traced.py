@@ -13,7 +13,7 @@ each operation, which ends before its batch normalisation, and one normalisation
 An edge has one slot of parameters, used by whatever operation it holds: all of them draw 1x1
 kernels, scales and biases alike (the factorised reduction is the two halves of a 1x1 kernel), and
 depthwise kernels of one size too. So a slot's initial values have the distribution that a fresh
-`Network` would have. Derivatives are of first order, reverse mode only, see `_switch`.
+`Network` would have. Derivatives are of first order, reverse mode only, see `switching`.
 """
 
 import functools
@@ -34,6 +34,7 @@ from jaxnas.networks.mixed import CONVOLUTIONS, POOLS
 from jaxnas.networks.network import Stem, check_image, check_macro
 from jaxnas.networks.operations import MOMENTUM
 from jaxnas.networks.supernet import reduction_layers
+from jaxnas.networks.switching import switch
 
 DARTS_OPERATIONS = (
     "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5",
@@ -382,8 +383,8 @@ def _edge(weights, affine, stats, large, states, operation, source, *, operation
 
     def half(x, xs):
         index, renormed, weights, affine, stats = xs
-        x = _switch(index, branches, x, weights, *picked)
-        return _switch(renormed, [lambda x, _, stats: (x, stats), renorm], x, affine, stats)
+        x = switch(index, branches, x, weights, *picked)
+        return switch(renormed, [lambda x, _, stats: (x, stats), renorm], x, affine, stats)
 
     return lax.scan(half, x, (index, renormed, weights, affine, stats))
 
@@ -397,27 +398,3 @@ def _kernels(weights: jax.Array, channels: int) -> Arrays:
         "depthwise_5": five.reshape(5, 5, channels),
         "pointwise": pointwise.reshape(channels, channels),
     }
-
-
-def _switch(index: jax.Array, branches, *operands):
-    """`lax.switch` whose derivative is the switch of the branches' derivatives.
-
-    JAX's own saves the intermediate values of every branch, zeros for those that did not run, and
-    stacks them in every loop around. Here the operands are saved, and the branch is run again.
-    Reverse mode only. `branches` must not close over arrays that are differentiated.
-    """
-
-    @jax.custom_vjp
-    def run(index, *operands):
-        return lax.switch(index, branches, *operands)
-
-    def backward(saved, cotangents):
-        index, operands = saved
-
-        def pull(branch):
-            return lambda cotangents, *operands: jax.vjp(branch, *operands)[1](cotangents)
-
-        return None, *lax.switch(index, [pull(b) for b in branches], cotangents, *operands)
-
-    run.defvjp(lambda *arguments: (run(*arguments), (arguments[0], arguments[1:])), backward)
-    return run(index, *operands)

@@ -1,4 +1,4 @@
-"""Random keys whose bits cost a tenth of Threefry's on a CPU, for searches of tables.
+"""Random keys whose bits cost a seventh to a tenth of Threefry's on a CPU, for searches of tables.
 
     key = fast_keys.key(0)            # in place of jax.random.key(0); all of jax.random takes it
 

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up; a unit imports lower layers only, and within its own folder freely.
 LAYERS = (
-    ("published", "genotype_json", "leaves", "draws"),
-    ("base", "genotypes"),
+    ("published", "genotype_json", "leaves", "draws", "trial_json", "processes"),
+    ("base", "genotypes", "trials"),
     ("encodings", "mutations", "data", "parallel", "checkpoints", "fast_keys", "hoisting"),
     ("networks", "morphisms", "training"),
     ("search_spaces", "searchers", "evaluators", "costs", "objectives", "latency", "export"),

@@ -24,10 +24,10 @@ SIZES = {  # batch, pixels, channels, features, layers
     "large": (16, 32, 3, 16, 8),
 }
 FORMS = {
-    "unrolled": {"scan_cells": False, "scan_sources": False},
-    "scan_cells": {"scan_cells": True, "scan_sources": False},
-    "scan_both": {"scan_cells": True, "scan_sources": True},
-    "scan_both_remat": {"scan_cells": True, "scan_sources": True, "remat": True},
+    "unrolled": {"scan_cells": False, "scan_edges": False},
+    "scan_cells": {"scan_cells": True, "scan_edges": False},
+    "scan_both": {"scan_cells": True, "scan_edges": True},
+    "scan_both_remat": {"scan_cells": True, "scan_edges": True, "remat": True},
 }
 
 

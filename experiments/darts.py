@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, retraining, searching
+from experiments import common, memory, retraining, searching
 from jaxnas import data, genotypes, parallel, reporting
 from jaxnas.search_spaces import DARTS
 
@@ -66,10 +66,10 @@ class Config(retraining.RetrainingConfig):
     """With several devices: statistics of the whole batch, or of each device's share."""
     scan_cells: bool = True
     """Loop over equal cells (compiles faster) instead of unrolling them."""
-    scan_sources: bool = True
-    """Loop over the nodes of a cell (compiles much faster) instead of unrolling them."""
+    scan_edges: bool = True
+    """Loop over the edges of a cell (compiles much faster) instead of unrolling them."""
     remat: bool = True
-    """Recompute a node's operations in the backward pass: less memory."""
+    """Recompute an edge's operations in the backward pass: less memory."""
     share_programs: bool = True
     """First order: one gradient program for both levels; compiles less, does more work."""
     checkpoint_steps: int = 20
@@ -141,6 +141,10 @@ def run(config: Config) -> None:
         with common.open_run(config, "darts", facts) as directory, \
                 common.Interrupt() as interrupt:
             programs.compile_all(progress)
+            retraining.check_memory(config, programs)
+            memory.check_batch(
+                programs, "batch_size", config.batch_size,
+                set(programs.names) - set(retraining.PROGRAMS), devices=config.devices)
             _Run(config, space, dataset, programs, task, trainer, directory, progress,
                  interrupt).finish()
 

@@ -85,7 +85,7 @@ def make_supernet(config: Any, space: DARTS, dataset: ImageDataset) -> Supernet:
         num_layers=config.layers,
         num_classes=dataset.num_classes,
         scan_cells=config.scan_cells,
-        scan_sources=config.scan_sources,
+        scan_edges=config.scan_edges,
         remat=config.remat,
         axis_name=parallel.AXIS if synchronised else None,
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxnas.networks import layer_costs
 from jaxnas.networks.layer_costs import Cost
 from jaxnas.networks.network import Network
-from jaxnas.networks.operations import OPERATIONS, FactorizedReduce, Operation, ReLUConvBN
+from jaxnas.networks.operations import FactorizedReduce, Operation, ReLUConvBN, operation_factory
 from jaxnas.networks.pair_network import PairNetwork
 from jaxnas.networks.supernet import reduction_layers
 
@@ -91,7 +91,8 @@ def _darts(network: Network, shape: Shape) -> Iterator[tuple[str, Cost]]:
         outer = (math.ceil(inner[0] / 2), math.ceil(inner[1] / 2), features) if reduction else inner
         for edge, (name, source) in enumerate(genotype.edges):
             stride = 2 if reduction and source < 2 else 1
-            operation = OPERATIONS[name](features, stride, pool_norm=network.pool_norm)
+            operation = operation_factory(name, network.own)(
+                features, stride, pool_norm=network.pool_norm)
             yield f"cell_{layer}/edge_{edge}", operation.cost(inner if source < 2 else outer)
         before, previous = previous, (*outer[:2], features * len(genotype.concat))
         if layer == 2 * network.layers // 3 and network.auxiliary:

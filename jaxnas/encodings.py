@@ -4,6 +4,8 @@ Array functions on `archs` [..., L] int32 with decision l in [0, num_choices[l])
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,3 +70,40 @@ def one_hot(archs: jax.Array, num_choices: tuple[int, ...]) -> jax.Array:
     columns = np.repeat(np.arange(len(num_choices)), num_choices)
     values = np.arange(sum(num_choices)) - starts[columns]
     return (archs[..., columns] == values).astype(jnp.float32)
+
+
+class Group(NamedTuple):
+    """Architectures that are one network."""
+
+    arch: np.ndarray     # [L] int32, canonical
+    members: np.ndarray  # [M] their places among those given, ascending
+
+
+def group_by_signature(
+    archs: jax.Array | np.ndarray, canonical: Callable[[jax.Array], jax.Array]
+) -> list[Group]:
+    """Put together the archs that are the same network, to evaluate each once. Host only.
+
+    The members of a group may differ in the order of their channels and in which shared weights
+    they read: with shared weights, score the group's `arch` for all of them.
+
+    Args:
+      archs: [K, L] int32.
+      canonical: of the space, [L] -> [L]; called under `jax.vmap`.
+
+    Returns:
+      The groups, in the order in which they first appear.
+
+    Raises:
+      ValueError: archs of another rank.
+    """
+    archs = np.asarray(archs)
+    if archs.ndim != 2:
+        raise ValueError(f"archs must be [K, L], got {list(archs.shape)}.")
+    if not len(archs):
+        return []
+    signatures = np.asarray(jax.jit(jax.vmap(canonical))(archs))
+    unique, group = np.unique(signatures, axis=0, return_inverse=True)
+    members = [np.flatnonzero(group.reshape(-1) == number) for number in range(len(unique))]
+    return [Group(unique[number], members[number])
+            for number in sorted(range(len(unique)), key=lambda number: members[number][0])]

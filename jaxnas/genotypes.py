@@ -11,6 +11,9 @@ below and answers everything else with a `GenotypeError` of one sentence; nothin
 
     {"format": "jaxnas.genotype", "version": 1, "space": "nats_size", "arch": [0, 7, 3, 1, 2],
      "architecture": "8:64:32:16:24"}
+
+Cells may hold what `CELL_OPERATIONS` says. A space with operations of its own, or a name of its
+own, has `rules` that say more; what reads, writes or checks a genotype takes them as an argument.
 """
 
 import json
@@ -27,9 +30,9 @@ from jaxnas.genotype_json import (MAX_BYTES, GenotypeError, parse, read_integer,
                                   read_object, read_text, show)
 
 __all__ = [
-    "CELLS", "CELL_OPERATIONS", "CellGenotype", "Edge", "Encoded", "FORMAT", "Genotype",
-    "GenotypeError", "OPERATION_NAMES", "PUBLISHED", "VERSION", "from_json", "from_json_dict",
-    "load", "load_cells", "to_json", "to_json_dict", "validate"]
+    "CELLS", "CELL_OPERATIONS", "CellGenotype", "CellRules", "Edge", "Encoded", "FORMAT",
+    "Genotype", "GenotypeError", "OPERATION_NAMES", "PUBLISHED", "VERSION", "cell_rules",
+    "from_json", "from_json_dict", "load", "load_cells", "to_json", "to_json_dict", "validate"]
 
 FORMAT = "jaxnas.genotype"
 VERSION = 1
@@ -61,12 +64,13 @@ CELL_OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType({
                    "skip_connect")})
 _INPUTS_IN_CONCAT = ("nasnet", "amoebanet", "enas_micro")  # may concatenate the cell's inputs
 _SPACE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_OWN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
 
 
 class Edge(NamedTuple):
     """One operation applied to one earlier state of the cell."""
 
-    operation: str  # one of CELL_OPERATIONS of the space
+    operation: str  # one of CELL_OPERATIONS of the space, or of its own
     source: int     # 0 is the output of cell k-2, 1 of cell k-1, s >= 2 is node s - 2
 
 
@@ -88,7 +92,15 @@ class Genotype(NamedTuple):
 
     normal: CellGenotype
     reduction: CellGenotype
-    space: str = "darts"  # a key of CELL_OPERATIONS; decides how a network is built of the cells
+    space: str = "darts"  # decides how a network is built of the cells
+
+
+class CellRules(NamedTuple):
+    """What the cells of one space may hold; see `cell_rules`."""
+
+    space: str                   # its name
+    operations: tuple[str, ...]  # names of operations
+    concat_inputs: bool = False  # whether a cell may concatenate its inputs
 
 
 class Encoded(NamedTuple):
@@ -99,11 +111,47 @@ class Encoded(NamedTuple):
     architecture: str       # the text of `space.decode(arch)`
 
 
-def validate(genotype: Genotype) -> Genotype:
+def cell_rules(
+    space: str, own: tuple[str, ...] = (), *, concat_inputs: bool | None = None
+) -> CellRules:
+    """Return the rules of a space with operations of its own, or of a space of one's own.
+
+    Args:
+      space: a key of `CELL_OPERATIONS`, whose operations stay; or another name, whose cells may
+        hold every operation of the library.
+      own: names of operations that are not the library's.
+      concat_inputs: whether a cell may concatenate its inputs; None is True but for the spaces of
+        the library that have it otherwise.
+
+    Raises:
+      GenotypeError: a name that cannot stand in a file, an own one that is the library's or comes
+        twice, or `concat_inputs` that is not so in a space of the library.
+    """
+    if type(space) is not str or not _SPACE_NAME.fullmatch(space):
+        raise GenotypeError("the name of a space must be 1 to 64 letters, digits, '_', '.' and "
+                            f"'-', a letter first, got {show(space)}.")
+    for i, name in enumerate(own):
+        if type(name) is not str or not _OWN_NAME.fullmatch(name):
+            raise GenotypeError("the name of an own operation must be 1 to 64 letters, digits and "
+                                f"'_', a letter first, got {show(name)}.")
+        if name in OPERATION_NAMES or name in own[:i]:
+            raise GenotypeError(f"an own operation needs a name of its own, but {name!r} is "
+                                "taken; choose another.")
+    fixed = space in _INPUTS_IN_CONCAT if space in CELL_OPERATIONS else None
+    if fixed is None:
+        fixed = True if concat_inputs is None else concat_inputs
+    elif concat_inputs not in (None, fixed):
+        raise GenotypeError(f"concat_inputs must be {fixed} in the space {space!r}, got "
+                            f"{concat_inputs}; give the space a name of its own.")
+    return CellRules(space, (*CELL_OPERATIONS.get(space, OPERATION_NAMES[1:]), *own), fixed)
+
+
+def validate(genotype: Genotype, rules: CellRules | None = None) -> Genotype:
     """Check a genotype built in Python and return it in canonical types.
 
     Args:
       genotype: operations as strings, sources as anything with `__index__` (NumPy integers too).
+      rules: of the space it must be of; None is any space of the library.
 
     Returns:
       The same genotype made of tuples, `Edge`s and Python integers.
@@ -116,11 +164,17 @@ def validate(genotype: Genotype) -> Genotype:
             "genotype: expected Genotype(normal, reduction, space), got " + show(genotype) + ".")
     cells = {name: _loose_cell(cell, name) for name, cell in zip(CELLS, genotype)}
     return _genotype({"format": FORMAT, "version": VERSION, "space": genotype[2], **cells},
-                     "genotype")
+                     "genotype", rules)
 
 
-def to_json_dict(genotype: Genotype | Encoded) -> dict[str, object]:
-    """Return the JSON object of a genotype; raises `GenotypeError` if it is not valid."""
+def to_json_dict(
+    genotype: Genotype | Encoded, rules: CellRules | None = None
+) -> dict[str, object]:
+    """Return the JSON object of a genotype; `rules` as in `validate`.
+
+    Raises:
+      GenotypeError: it is not valid.
+    """
     if isinstance(genotype, Encoded):
         arch = ([_index(value) for value in genotype.arch]
                 if isinstance(genotype.arch, (list, tuple)) else genotype.arch)
@@ -128,7 +182,7 @@ def to_json_dict(genotype: Genotype | Encoded) -> dict[str, object]:
                   "architecture": genotype.architecture}
         from_json_dict(fields)
         return fields
-    genotype = validate(genotype)
+    genotype = validate(genotype, rules)
     cells: dict[str, object] = {}
     for name, cell in zip(CELLS, (genotype.normal, genotype.reduction)):
         pairs = [list(edge) for edge in cell.edges]
@@ -137,17 +191,20 @@ def to_json_dict(genotype: Genotype | Encoded) -> dict[str, object]:
     return {"format": FORMAT, "version": VERSION, "space": genotype.space, **cells}
 
 
-def to_json(genotype: Genotype | Encoded) -> str:
-    """Return the JSON text of a genotype, one line; raises `GenotypeError` if it is not valid."""
-    return json.dumps(to_json_dict(genotype))
+def to_json(genotype: Genotype | Encoded, rules: CellRules | None = None) -> str:
+    """Return the JSON text of a genotype, one line; see `to_json_dict`."""
+    return json.dumps(to_json_dict(genotype, rules))
 
 
-def from_json_dict(value: object, where: str = "genotype") -> Genotype | Encoded:
+def from_json_dict(
+    value: object, where: str = "genotype", rules: CellRules | None = None
+) -> Genotype | Encoded:
     """Parse a decoded JSON value, strictly; with the key "arch" it is an `Encoded`.
 
     Args:
       value: what `json.loads` returned.
       where: name of the source (a file), the first words of an error.
+      rules: of the space its cells must be of, `space.rules`; None is any space of the library.
 
     Returns:
       A valid genotype; `from_json_dict(to_json_dict(g)) == g`.
@@ -156,37 +213,42 @@ def from_json_dict(value: object, where: str = "genotype") -> Genotype | Encoded
       GenotypeError: naming the JSON path, what was wrong, and what is allowed.
     """
     if isinstance(value, dict) and "arch" in value:
-        return _encoded(value, where)
-    return _genotype(value, where)
+        return _encoded(value, where, rules)
+    return _genotype(value, where, rules)
 
 
-def from_json(text: str | bytes, where: str = "genotype") -> Genotype | Encoded:
+def from_json(
+    text: str | bytes, where: str = "genotype", rules: CellRules | None = None
+) -> Genotype | Encoded:
     """Parse JSON text of at most 64 KiB, strictly; see `from_json_dict`.
 
     Raises:
       GenotypeError: for every input that is not a valid genotype, in well under 100 ms.
     """
-    return from_json_dict(parse(text, where), where)
+    return from_json_dict(parse(text, where), where, rules)
 
 
-def load_cells(path_or_name: str | os.PathLike[str]) -> Genotype:
+def load_cells(path_or_name: str | os.PathLike[str], rules: CellRules | None = None) -> Genotype:
     """Return what `load` does if it is a pair of cells.
 
     Raises:
       GenotypeError: as `load`, and for an architecture that is encoded otherwise.
     """
-    found = load(path_or_name)
+    found = load(path_or_name, rules)
     if not isinstance(found, Genotype):
         raise GenotypeError(f"genotype {show(os.fspath(path_or_name))}: expected two cells, but "
                             f"this is an architecture of space {found.space!r}.")
     return found
 
 
-def load(path_or_name: str | os.PathLike[str]) -> Genotype | Encoded:
+def load(
+    path_or_name: str | os.PathLike[str], rules: CellRules | None = None
+) -> Genotype | Encoded:
     """Return a published genotype by name, or the one in a JSON file.
 
     Args:
       path_or_name: a key of `PUBLISHED` (any case, `-` for `_`), else the path of a JSON file.
+      rules: of the space its cells must be of, `space.rules`; None is any space of the library.
 
     Raises:
       GenotypeError: no such name or file, not a regular file, too big, or not a genotype.
@@ -198,7 +260,7 @@ def load(path_or_name: str | os.PathLike[str]) -> Genotype | Encoded:
         raise GenotypeError(f"genotype: expected a name or a path as text, got {show(path)}.")
     name = path.upper().replace("-", "_")
     if name in PUBLISHED:
-        return PUBLISHED[name]
+        return PUBLISHED[name] if rules is None else validate(PUBLISHED[name], rules)
     where = show(path)
     try:
         status = os.stat(path)
@@ -218,7 +280,7 @@ def load(path_or_name: str | os.PathLike[str]) -> Genotype | Encoded:
     except OSError as error:
         raise GenotypeError(
             f"genotype {where}: the file cannot be read: {error.strerror}.") from None
-    return from_json(text, where=f"genotype {where}")
+    return from_json(text, f"genotype {where}", rules)
 
 
 def _fields(value: object, where: str, names: tuple[str, ...]) -> dict[str, object]:
@@ -229,24 +291,31 @@ def _fields(value: object, where: str, names: tuple[str, ...]) -> dict[str, obje
     return fields
 
 
-def _genotype(value: object, where: str) -> Genotype:
+def _genotype(value: object, where: str, rules: CellRules | None) -> Genotype:
     fields = _fields(value, where, CELLS)
-    space = fields["space"]
-    if type(space) is not str or space not in CELL_OPERATIONS:
+    space, known, hint = fields["space"], tuple(CELL_OPERATIONS), ""
+    if rules is None:
+        hint = "; if it is your own, pass rules=space.rules, or own= to a network"
+    else:
+        known = (rules.space,)
+    if type(space) is not str or space not in known:
         raise GenotypeError(f"{where}: the space of two cells must be one of "
-                            f"{', '.join(CELL_OPERATIONS)}, got {show(space)}.")
-    return Genotype(_cell(fields["normal"], "normal", where, space),
-                    _cell(fields["reduction"], "reduction", where, space), space)
+                            f"{', '.join(known)}, got {show(space)}{hint}.")
+    if rules is None:
+        rules = cell_rules(space)
+    return Genotype(_cell(fields["normal"], "normal", where, rules, hint),
+                    _cell(fields["reduction"], "reduction", where, rules, hint), space)
 
 
-def _encoded(value: object, where: str) -> Encoded:
+def _encoded(value: object, where: str, rules: CellRules | None) -> Encoded:
     fields = _fields(value, where, ("arch", "architecture"))
     space = fields["space"]
     if type(space) is not str or not _SPACE_NAME.fullmatch(space):
         raise GenotypeError(f"{where}: space must be 1 to 64 letters, digits, '_', '.' and '-', a "
                             f"letter first, got {show(space)}.")
-    if space in CELL_OPERATIONS:
-        raise GenotypeError(f"{where}: an architecture of space {space!r} is written as its two "
+    if rules is not None or space in CELL_OPERATIONS:
+        raise GenotypeError(f"{where}: an architecture of space "
+                            f"{(rules.space if rules else space)!r} is written as its two "
                             "cells, not with the key 'arch'.")
     arch = read_list(fields["arch"], "arch", where, "decisions", 1, MAX_DECISIONS)
     decisions = tuple(
@@ -256,8 +325,7 @@ def _encoded(value: object, where: str) -> Encoded:
     return Encoded(space, decisions, text)
 
 
-def _cell(value: object, path: str, where: str, space: str) -> CellGenotype:
-    operations = CELL_OPERATIONS[space]
+def _cell(value: object, path: str, where: str, rules: CellRules, hint: str) -> CellGenotype:
     fields = read_object(value, path, where, ("nodes", "concat"))
     nodes = read_list(fields["nodes"], f"{path}.nodes", where, "nodes", 1, MAX_NODES)
     edges: list[Edge] = []
@@ -265,13 +333,14 @@ def _cell(value: object, path: str, where: str, space: str) -> CellGenotype:
         for j, edge in enumerate(read_list(node, f"{path}.nodes[{i}]", where, "edges", 2, 2)):
             here = f"{path}.nodes[{i}][{j}]"
             operation, source = read_list(edge, here, where, "values: operation, source", 2, 2)
-            if type(operation) is not str or operation not in operations:
-                raise GenotypeError(f"{where}: the operation {here}[0] must be one of "
-                                    f"{', '.join(operations)}, got {show(operation)}.")
+            if type(operation) is not str or operation not in rules.operations:
+                raise GenotypeError(
+                    f"{where}: the operation {here}[0] must be one of "
+                    f"{', '.join(rules.operations)}, got {show(operation)}{hint}.")
             edges.append(Edge(operation, read_integer(
                 source, f"the source {here}[1]", where, 0, i + 1,
                 "the two inputs are 0 and 1, node n is n + 2, and only earlier nodes can be read")))
-    first, last = 0 if space in _INPUTS_IN_CONCAT else 2, len(nodes) + 1
+    first, last = 0 if rules.concat_inputs else 2, len(nodes) + 1
     here = f"{path}.concat"
     states = read_list(fields["concat"], here, where, "states", 1, last + 1 - first)
     concat = tuple(read_integer(state, f"{here}[{i}]", where, first, last, "node n is n + 2")

@@ -17,7 +17,7 @@ COUNT = 2
 def make(gradient, bn_axis, axis_name, program):
     """The step of experiments.darts, small; float64, so that only real differences are left."""
     net = SPACE.supernet(
-        features=2, num_layers=3, num_classes=3, axis_name=bn_axis, scan_sources=True
+        features=2, num_layers=3, num_classes=3, axis_name=bn_axis, scan_edges=True
     )
 
     def loss_fn(weights, alphas, batch):

@@ -367,3 +367,27 @@ def test_load_refuses_what_is_not_a_small_file(tmp_path):
         with pytest.raises(GenotypeError, match=message):
             genotypes.load(path)
         assert time.perf_counter() - start < 0.1
+
+
+def test_rules_of_a_space_of_ones_own():
+    rules = genotypes.cell_rules("mine", ("blur",), concat_inputs=False)
+    assert rules == ("mine", (*genotypes.OPERATION_NAMES[1:], "blur"), False)
+    for space, names in genotypes.CELL_OPERATIONS.items():
+        assert genotypes.cell_rules(space, ("blur",)).operations == (*names, "blur")
+    for name, (text, _) in REJECTED.items():
+        with pytest.raises(GenotypeError) as error:  # the space is another one, whatever else is
+            genotypes.from_json(text, "file.json", rules)
+        assert len(str(error.value)) < 600 and "\n" not in str(error.value), name
+    with pytest.raises(GenotypeError, match=r"concat\[0\].*\[2, 5\]"):
+        text = GOOD.replace('"darts"', '"mine"').replace("[2, 3", "[0, 3")
+        genotypes.from_json(text, rules=rules)
+
+
+@pytest.mark.parametrize("space, own, concat, message", [
+    ("a b", (), None, "name of a space"), (None, (), None, "name of a space"),
+    ("mine", ("a\n",), None, "name of an own operation"), ("mine", (1,), None, "got 1"),
+    ("mine", ("none",), None, "'none' is taken"), ("mine", ("a", "a"), None, "'a' is taken"),
+    ("pnas", (), True, "concat_inputs must be False")])
+def test_rules_refuse(space, own, concat, message):
+    with pytest.raises(GenotypeError, match=message):
+        genotypes.cell_rules(space, own, concat_inputs=concat)

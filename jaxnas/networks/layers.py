@@ -70,6 +70,9 @@ class BatchNorm(nn.Module):
 class Operation(nn.Module):
     """What every operation is told: x [N, H, W, C'] -> [N, H / stride, W / stride, features].
 
+    An operation of one's own is a derived class with `__call__(x, *, train)` and `cost`; what it
+    must keep to is in `own_operations`.
+
     Attributes:
       features: C, channels of the output.
       stride: 1 or 2.

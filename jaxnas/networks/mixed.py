@@ -1,8 +1,10 @@
 """The mixed cell: every operation on every edge, weighted (DARTS, section 2.2).
 
-Work is batched by *source*: all edges that leave a node read the same input, so its ReLU and its
-two pools are computed once, its depthwise convolutions run for all destinations in one loop, and
-the pointwise ones of all operations and destinations are one batched matrix product.
+A cell has one of two forms, which have the same parameters and give the same numbers. As one loop
+over its edges, it is a small program with little memory: an edge's arrays fit into the caches of a
+CPU core. Unrolled and batched by *source*, all edges that leave a node read the same input, so its
+ReLU and its two pools are computed once, its depthwise convolutions run for all destinations in one
+loop, and so do the pointwise ones: few and wide kernels, as an accelerator likes them.
 """
 
 import functools
@@ -13,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnas.networks import primitives
+from jaxnas.base import PyTree
+from jaxnas.networks import pooling, primitives
 from jaxnas.networks.depthwise import depthwise
+from jaxnas.networks.own_operations import OwnOperations, apply_edges, has_parameters, initial_edges
 
 # kernel size, dilation, blocks of [ReLU, depthwise, pointwise, BN]
 CONVOLUTIONS = {
@@ -24,7 +28,7 @@ CONVOLUTIONS = {
     "dil_conv_3x3": (3, 2, 1),
     "dil_conv_5x5": (5, 2, 1),
 }
-POOLS = {"max_pool_3x3": primitives.max_pool, "avg_pool_3x3": primitives.avg_pool}
+POOLS = {"max_pool_3x3": pooling.max_pool, "avg_pool_3x3": pooling.avg_pool}
 MIXABLE = ("none", "skip_connect", *POOLS, *CONVOLUTIONS)
 
 _EDGE_AXES = (1, 2, 3)  # N, H, W of [E, N, H, W, C]
@@ -49,6 +53,7 @@ def mixed_edges(
     stride: int,
     axis_name: str | None = None,
     method: str = "shifts",
+    own: OwnOperations = (),
 ) -> jax.Array:
     """Apply every operation to one source for all its E outgoing edges, and sum them weighted.
 
@@ -60,6 +65,7 @@ def mixed_edges(
       stride: 1, or 2 (input of a reduction cell).
       axis_name: of synchronised batch statistics, or None.
       method: of `depthwise`.
+      own: operations among them that are not the library's.
 
     Returns:
       [E, N, H / stride, W / stride, C].
@@ -71,39 +77,32 @@ def mixed_edges(
     def column(name: str) -> jax.Array:
         return weights[:, operations.index(name)][:, None, None, None, None].astype(x.dtype)
 
-    def block(names: list[str], inputs: dict[str, jax.Array], number: int, stride: int):
-        """Run block `number` of several convolutions: one pointwise product, one BN for all."""
-        outputs = [
-            depthwise(
-                inputs[name],
-                params[name][f"depthwise_{number}"],
-                stride=stride,
-                dilation=CONVOLUTIONS[name][1],
-                method=method,
-            )
-            for name in names
-        ]
-        kernels = [params[name][f"pointwise_{number}"] for name in names]
-        mixed = primitives.pointwise(jnp.concatenate(outputs), jnp.concatenate(kernels))
-        return dict(zip(names, jnp.split(normalize(mixed), len(names))))
+    def block(name: str, inputs: jax.Array, number: int, stride: int) -> jax.Array:
+        _, dilation, _ = CONVOLUTIONS[name]
+        kernel, mixing = (params[name][f"{kind}_{number}"] for kind in ("depthwise", "pointwise"))
+        filtered = depthwise(inputs, kernel, stride=stride, dilation=dilation, method=method)
+        return normalize(primitives.pointwise(filtered, mixing))
 
     terms = []
     for name, pool in POOLS.items():
         if name in operations:  # no parameters: the same for every edge
-            terms.append(column(name) * normalize(pool(x, stride)[None]))
+            terms.append(column(name) * normalize(pool(x, stride, method=method)[None]))
     if "skip_connect" in operations:
         if stride == 1:
             terms.append(column("skip_connect") * x[None])
         else:
             reduced = primitives.factorized_reduce(rectified[0], params["skip_connect"]["kernel"])
             terms.append(column("skip_connect") * normalize(reduced))
-    first = [name for name in operations if name in CONVOLUTIONS]
-    if first:
-        done = block(first, dict.fromkeys(first, rectified), 0, stride)
-        second = [name for name in first if CONVOLUTIONS[name][2] == 2]
-        if second:
-            done |= block(second, {name: jax.nn.relu(done[name]) for name in second}, 1, 1)
-        terms += [column(name) * value for name, value in done.items()]
+    for name in operations:
+        if name in CONVOLUTIONS:
+            value = block(name, rectified, 0, stride)
+            if CONVOLUTIONS[name][2] == 2:
+                value = block(name, jax.nn.relu(value), 1, 1)
+            terms.append(column(name) * value)
+    for name, kind in dict(own).items():
+        value = apply_edges(params[name], kind, x, stride=stride, axis_name=axis_name,
+                            method=method)
+        terms.append(column(name) * value)
     if not terms:
         raise ValueError(f"operations must hold more than 'none', got {operations}.")
     return jnp.broadcast_to(sum(terms), (edges, *terms[-1].shape[1:]))
@@ -121,20 +120,23 @@ class MixedCell(nn.Module):
       operations: the O operations, in the order of the columns of `weights`.
       num_nodes: intermediate nodes, all concatenated into the output.
       reduction: whether the edges from the two inputs have stride 2.
-      scan_sources: run one loop over the sources, padded to equal width, instead of one piece of
-        program a source: compiles in a fraction of the time, does up to 20 / 14 of the work.
-      remat: recompute the operations of a source in the backward pass instead of keeping them.
-      axis_name, method: as in `mixed_edges`.
+      scan_edges: run one loop over the edges instead of one piece of program a source: compiles in
+        a fraction of the time; computes the pools of a source for each of its edges.
+      remat: recompute the operations of an edge (or source) in the backward pass instead of keeping
+        them: in the loop they would be copied to a stack and back, which costs as much.
+      axis_name, method, own: as in `mixed_edges`; the parameters of an own operation are
+        `own_{operation}`, a dictionary of [E, ...].
     """
 
     features: int
     operations: tuple[str, ...]
     num_nodes: int = 4
     reduction: bool = False
-    scan_sources: bool = False
+    scan_edges: bool = False
     remat: bool = False
     axis_name: str | None = None
     method: str = "shifts"
+    own: OwnOperations = ()
 
     def _parameters(self) -> dict[str, dict[str, jax.Array]]:
         edges, channels = num_edges(self.num_nodes), self.features
@@ -155,13 +157,17 @@ class MixedCell(nn.Module):
                 shape = (2 * self.num_nodes, 2, channels, channels // 2)
                 kernel = self.param("skip_connect_kernel", uniform(channels), shape)
                 params[name] = {"kernel": kernel}
+        for name, own in dict(self.own).items():
+            initial = functools.partial(initial_edges, kind=own, edges=edges, features=channels)
+            params[name] = self.param(f"own_{name}", initial) if has_parameters(own) else {}
         return params
 
     @nn.compact
     def __call__(self, s0: jax.Array, s1: jax.Array, weights: jax.Array) -> jax.Array:
+        allowed = (*MIXABLE, *dict(self.own))
         for name in self.operations:
-            if name not in MIXABLE:
-                raise ValueError(f"operations must be among {MIXABLE}, got {name!r}.")
+            if name not in allowed:
+                raise ValueError(f"operations must be among {allowed}, got {name!r}.")
         params = self._parameters()
 
         def source(params, x, weights, stride):
@@ -173,75 +179,99 @@ class MixedCell(nn.Module):
                 stride=stride,
                 axis_name=self.axis_name,
                 method=self.method,
+                own=self.own,
             )
 
         if self.remat:
             source = jax.checkpoint(source, static_argnums=(3,))
-        walk = self._scan if self.scan_sources else self._unroll
+        walk = self._scan if self.scan_edges else self._unroll
         nodes = walk(source, params, jnp.stack([s0, s1]), weights)
         return jnp.concatenate(list(nodes), -1)
 
-    def _pick(self, params, sources: list[int], nodes: list[int]):
-        """Lay out parameters [E, ...] as [S, D, ...] by source and node; 0 where no edge is.
-
-        A product with a 0-1 matrix: the transpose of a gather is a scatter, which XLA's CPU backend
-        compiles into a loop of its own, eleven a cell.
-        """
-        pairs = [(node, source) for source in sources for node in nodes]
-        rows = [edge_index(*pair) if pair[1] <= pair[0] + 1 else -1 for pair in pairs]
-        skips = [2 * node + source if source < 2 else -1 for node, source in pairs]
-
-        def lay_out(array: jax.Array, rows: list[int]) -> jax.Array:
-            chosen = np.equal.outer(rows, np.arange(len(array))).astype(array.dtype)
-            flat = jnp.matmul(chosen, array.reshape(len(array), -1), precision="highest")
-            return flat.reshape(len(sources), len(nodes), *array.shape[1:])
-
-        return {
-            name: {
-                label: lay_out(array, skips if name == "skip_connect" else rows)
-                for label, array in arrays.items()
-            }
-            for name, arrays in params.items()
-        }
-
     def _unroll(self, source, params, inputs, weights):
-        """Run the sources one after the other, each for exactly its destinations."""
+        """Run the sources one after the other, each for all its destinations."""
         states: list = [inputs[0], inputs[1]] + [0.0] * self.num_nodes
         for j in range(self.num_nodes + 1):
-            nodes = list(range(max(0, j - 1), self.num_nodes))
-            picked = jax.tree.map(lambda a: a[0], self._pick(params, [j], nodes))
-            rows = np.array([edge_index(node, j) for node in nodes])
+            nodes = range(max(0, j - 1), self.num_nodes)
             stride = 2 if self.reduction and j < 2 else 1
+            edges = [(node, j) for node in nodes]
+            picked = _pick(params, edges, stride)
+            rows = np.array([edge_index(*edge) for edge in edges])
             outputs = source(picked, states[j], weights[rows], stride)
             for node, output in zip(nodes, outputs):
                 states[2 + node] += output
         return states[2:]
 
     def _scan(self, source, params, inputs, weights):
-        """Loop over sources of equal shape; an edge that does not exist has weight 0."""
+        """Loop over the edges by node and source, so that a state is complete when it is read."""
+        edges = [(node, j) for node in range(self.num_nodes) for j in range(node + 2)]
+        shape = inputs.shape[1:]
+        if not self.reduction:
+            blank = jnp.zeros((self.num_nodes, *shape), inputs.dtype)
+            return _loop(source, params, weights, edges, jnp.concatenate([inputs, blank]), 2)[2:]
+        # Two loops, as the edges from the inputs have another shape; the order of a sum is free.
+        shape = (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
+        nodes = jnp.zeros((self.num_nodes, *shape), inputs.dtype)
+        outer = [edge for edge in edges if edge[1] < 2]
+        inner = [edge for edge in edges if edge[1] >= 2]
+        nodes = _loop(source, params, weights, outer, nodes, 0, inputs)
+        return _loop(source, params, weights, inner, nodes, 0) if inner else nodes
 
-        def group(sources: list[int], nodes: list[int], stride: int):
-            picked = self._pick(params | {"weights": {"": weights}}, sources, nodes)
-            return picked, picked.pop("weights")[""], stride  # weights [S, D, O]
 
-        nodes = list(range(self.num_nodes))
-        if self.reduction:
-            picked, masked, stride = group([0, 1], nodes, 2)
-            states = jax.vmap(source, (0, 0, 0, None))(picked, inputs, masked, stride).sum(0)
-            first, sources, nodes = 0, list(range(2, self.num_nodes + 1)), nodes[1:]
-        else:
-            blank = jnp.zeros((self.num_nodes, *inputs.shape[1:]), inputs.dtype)
-            states = jnp.concatenate([inputs, blank])
-            first, sources = 2, list(range(self.num_nodes + 1))
-        if sources:
-            picked, masked, stride = group(sources, nodes, 1)
-            start = first + nodes[0]
+def _pick(params: PyTree, edges: list[tuple[int, int]], stride: int) -> PyTree:
+    """Take the parameters [E, ...] of some edges (node, source)."""
+    skips = [2 * node + source for node, source in edges] if stride == 2 else []
+    rows = [edge_index(*edge) for edge in edges]
 
-            def add_source(states, xs):
-                index, picked, masked = xs
-                x = lax.dynamic_index_in_dim(states, index, keepdims=False)
-                return states.at[start:].add(source(picked, x, masked, stride)), None
+    def take(array: jax.Array, rows: list[int]) -> jax.Array:
+        if rows == list(range(len(array))):
+            return array
+        # A product with a 0-1 matrix: the transpose of a gather is a scatter, which XLA's CPU
+        # backend compiles into a loop of its own, eleven a cell.
+        chosen = np.equal.outer(rows, np.arange(len(array))).astype(array.dtype)
+        flat = jnp.matmul(chosen, array.reshape(len(array), -1), precision="highest")
+        return flat.reshape(len(rows), *array.shape[1:])
 
-            order = np.array(sources) - 2 + first
-            states, _ = lax.scan(add_source, states, (order, picked, masked))
-        return states[first:]
+    return {
+        name: jax.tree.map(functools.partial(take, rows=rows), arrays)
+        if name != "skip_connect"
+        else jax.tree.map(functools.partial(take, rows=skips), arrays) if skips else {}
+        for name, arrays in params.items()
+    }
+
+
+def _loop(source, params, weights, edges, states, offset: int, inputs=None):
+    """Add what each edge makes of its source to its node, one edge after the other.
+
+    Args:
+      source: (params [1, ...], x, weights [1, O], stride) -> [1, N, H, W, C].
+      params: [E, ...], of the whole cell.
+      weights: [E, O].
+      edges: (node, source), in the order of the loop.
+      states: [S, N, H, W, C]; node i is row i + offset, source j row j - 2 + offset.
+      offset: 2 where the cell's inputs are the first two states, else 0.
+      inputs: [2, N, 2 H, 2 W, C], read in place of the states and with stride 2.
+
+    Returns:
+      The states with the edges added.
+    """
+    stride = 1 if inputs is None else 2
+    rows = np.array([edge_index(*edge) for edge in edges])
+    nodes, sources = np.array(edges, np.int32).T
+    places = sources if inputs is not None else sources - 2 + offset
+
+    def add_edge(states, xs):
+        picked, mixing, node, place = xs
+        x = lax.dynamic_index_in_dim(states if inputs is None else inputs, place, keepdims=False)
+        arguments = jax.tree.map(lambda a: a[None], (picked, mixing))
+
+        def run(x, arguments):
+            return source(arguments[0], x, arguments[1], stride)[0]
+
+        # Always true, which XLA cannot know, and does not fuse across: else it would compute the
+        # edge inside the update of the states, by one core and element by element.
+        added = lax.cond(place >= 0, run, lambda *_: jnp.zeros_like(states[0]), x, arguments)
+        return states.at[node].add(added), None
+
+    xs = (_pick(params, edges, stride), weights[rows], nodes + offset, places)
+    return lax.scan(add_edge, states, xs)[0]

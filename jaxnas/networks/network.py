@@ -14,10 +14,12 @@ import jax.numpy as jnp
 from jaxnas import genotypes
 from jaxnas.genotypes import CellGenotype, Genotype
 from jaxnas.networks import primitives
-from jaxnas.networks.operations import (OPERATIONS, POOL_NORMS, BatchNorm, FactorizedReduce,
-                                        Identity, ReLUConvBN, convolve, drop_path)
+from jaxnas.networks.operations import (POOL_NORMS, BatchNorm, FactorizedReduce, Identity,
+                                        ReLUConvBN, convolve, drop_path, operation_factory)
+from jaxnas.networks.own_operations import OwnOperations, own_names, own_operations
 from jaxnas.networks.supernet import reduction_layers
 
+SPACE = "darts"  # whose cells these are
 STEMS = ("cifar", "imagenet")
 _POOL_SIZE = 5  # of the auxiliary head
 
@@ -31,6 +33,7 @@ class Cell(nn.Module):
       reduction: whether the edges from the two inputs have stride 2.
       reduced: whether the cell before was a reduction cell: the first input is twice as large.
       pool_norm, axis_name, method: as in `operations.Operation`.
+      own: as in `Network`.
     """
 
     genotype: CellGenotype
@@ -40,6 +43,7 @@ class Cell(nn.Module):
     pool_norm: str | None = None
     axis_name: str | None = None
     method: str = "shifts"
+    own: OwnOperations = ()
 
     @nn.compact
     def __call__(
@@ -64,7 +68,7 @@ class Cell(nn.Module):
             total = jnp.zeros((), s0.dtype)
             for edge in (2 * node, 2 * node + 1):
                 name, source = self.genotype.edges[edge]
-                operation = OPERATIONS[name](
+                operation = operation_factory(name, self.own)(
                     self.features,
                     2 if self.reduction and source < 2 else 1,
                     pool_norm=self.pool_norm,
@@ -166,7 +170,7 @@ class Network(nn.Module):
     `drop_path_rate` is not the Python number 0.
 
     Attributes:
-      genotype: the two cells.
+      genotype: the two cells, of the space "darts".
       features: C, channels of a node in the first cells; doubled at each reduction. Even.
       layers: L cells; reductions at L // 3 and 2 L // 3.
       num_classes: outputs of the classifier.
@@ -176,6 +180,11 @@ class Network(nn.Module):
       axis_name: mapped axis over which batch statistics are synchronised; None is per replica.
       stem_multiplier: channels of the CIFAR stem are this times C.
       method: of `depthwise`: "shifts" (fast on CPU) or "conv".
+      own: operations that are not the library's, see `own_operations`.
+
+    Raises:
+      GenotypeError: the cells are not valid, or of another space.
+      ValueError: another attribute out of range.
     """
 
     genotype: Genotype
@@ -188,9 +197,18 @@ class Network(nn.Module):
     axis_name: str | None = None
     stem_multiplier: int = 3
     method: str = "shifts"
+    own: OwnOperations = ()
 
     def __post_init__(self) -> None:
-        genotypes.validate(self.genotype)
+        object.__setattr__(self, "own", own_operations(self.own))
+        space = self.genotype.space if isinstance(self.genotype, Genotype) else None
+        if isinstance(space, str) and space != SPACE:
+            raise genotypes.GenotypeError(
+                f"genotype must be of the space {SPACE!r}, got {space!r}; PairNetwork builds the "
+                "cells of the others.")
+        # Without any, the error says how own operations are given.
+        rules = genotypes.cell_rules(SPACE, own_names(self.own)) if self.own else None
+        genotypes.validate(self.genotype, rules)
         check_macro(self.features, self.layers, self.num_classes, self.pool_norm)
         if self.stem not in STEMS:
             raise ValueError(f"stem must be one of {STEMS}, got {self.stem!r}.")
@@ -230,6 +248,7 @@ class Network(nn.Module):
                 pool_norm=self.pool_norm,
                 axis_name=self.axis_name,
                 method=self.method,
+                own=self.own,
                 name=f"cell_{layer}",
             )
             output = cell(before, previous, train=train, drop_path_rate=drop_path_rate)

@@ -21,12 +21,13 @@ from jaxnas.networks import layer_costs, primitives, windows
 from jaxnas.networks.layer_costs import Cost
 from jaxnas.networks.layers import INITIALIZERS, MOMENTUM, BatchNorm, Operation, initializer
 from jaxnas.networks.mixed import CONVOLUTIONS, POOLS
+from jaxnas.networks.own_operations import OwnOperations
 from jaxnas.networks.windows import convolve
 
 __all__ = [
     "INITIALIZERS", "MOMENTUM", "OPERATIONS", "POOL_NORMS", "BatchNorm", "Conv", "DilConv",
     "FactorizedReduce", "Identity", "Operation", "Pool", "ReLUConvBN", "SepConv", "convolve",
-    "drop_path", "initializer",
+    "drop_path", "initializer", "operation_factory",
 ]
 
 POOL_NORMS = (None, "affine")
@@ -178,7 +179,7 @@ class Pool(Operation):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Map [N, H, W, C'] to [N, H / stride, W / stride, features]."""
         if self.kind in POOLS and self.padding == "symmetric":
-            x = POOLS[self.kind](x, self.stride)
+            x = POOLS[self.kind](x, self.stride, method=self.method)
         else:
             pool = windows.max_pool if self.kind.startswith("max") else windows.avg_pool
             x = pool(x, int(self.kind[-1]), self.stride, padding=self.padding)
@@ -338,3 +339,19 @@ OPERATIONS: Mapping[str, Callable[..., Operation]] = MappingProxyType(
         "conv_7x1_1x7": _conv((1, 7), (7, 1), inner_norm=False),  # the name in quark0/darts
     }
 )
+
+
+def operation_factory(name: str, own: OwnOperations = ()) -> Callable[..., Operation]:
+    """Return factory(features, stride, **the other attributes of Operation) of an operation.
+
+    Args:
+      name: a key of `OPERATIONS`, or of an own operation.
+      own: as in `own_operations`.
+
+    Raises:
+      ValueError: for another name.
+    """
+    known: dict[str, Callable[..., Operation]] = {**OPERATIONS, **dict(own)}
+    if name not in known:
+        raise ValueError(f"operation must be one of {tuple(known)}, got {name!r}.")
+    return known[name]

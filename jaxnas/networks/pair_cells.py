@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jaxnas.genotypes import CellGenotype
 from jaxnas.networks import primitives
 from jaxnas.networks.layer_costs import Cost
-from jaxnas.networks.operations import (INITIALIZERS, MOMENTUM, OPERATIONS, UNEVEN, Conv,
-                                        FactorizedReduce, Identity, Operation, ReLUConvBN,
-                                        drop_path)
+from jaxnas.networks.operations import (INITIALIZERS, MOMENTUM, UNEVEN, Conv, FactorizedReduce,
+                                        Identity, Operation, ReLUConvBN, drop_path,
+                                        operation_factory)
+from jaxnas.networks.own_operations import OwnOperations
 from jaxnas.networks.windows import PADDINGS
 
 Shape = tuple[int, int, int]  # H, W, C
@@ -124,6 +125,7 @@ class PairCell(nn.Module):
       style: of the family.
       reduction: whether the edges from the two inputs have stride 2.
       axis_name, method, momentum, epsilon: as in `operations.Operation`.
+      own: operations that are not the library's, see `own_operations`.
     """
 
     genotype: CellGenotype
@@ -134,6 +136,7 @@ class PairCell(nn.Module):
     method: str = "shifts"
     momentum: float = MOMENTUM
     epsilon: float = primitives.EPSILON
+    own: OwnOperations = ()
 
     @nn.compact
     def __call__(
@@ -204,7 +207,7 @@ class PairCell(nn.Module):
                 name, source = self.genotype.edges[edge]
                 edges.append(style_operation(
                     name, self.style, features, stride if source < 2 else 1,
-                    channels=shapes[source][2], name=f"edge_{edge}", **options))
+                    channels=shapes[source][2], own=self.own, name=f"edge_{edge}", **options))
             shapes.append(edges[-1].output_shape(shapes[source]))
         outputs: list[Operation | None] = []
         for state in self.genotype.concat:
@@ -251,23 +254,24 @@ def style_operation(
     stride: int = 1,
     *,
     channels: int,
+    own: OwnOperations = (),
     **options: Any,
 ) -> Operation:
     """Return an operation as a family builds it.
 
     Args:
-      operation: a key of `OPERATIONS`.
+      operation: a key of `OPERATIONS`, or of an own operation, which every family builds alike.
       style: of the family.
       features: channels of the output.
       stride: 1 or 2.
       channels: of the input.
+      own: as in `own_operations`.
       **options: the other attributes of `Operation`.
 
     Raises:
       ValueError: for another name.
     """
-    if operation not in OPERATIONS:
-        raise ValueError(f"operation must be one of {tuple(OPERATIONS)}, got {operation!r}.")
+    factory = operation_factory(operation, own)
     if operation == "skip_connect":
         if stride == 1 and channels == features:
             return Identity(features, **options)
@@ -275,6 +279,8 @@ def style_operation(
             return ReLUConvBN(features, stride, **options)
         return FactorizedReduce(
             features, stride, rectify=False, uneven=style.uneven, **options)
+    if operation in dict(own):
+        return factory(features, stride, **options)
     if operation == "dil_conv_3x3" and style.dense_dilation:
         width = features // 4 if style.bottleneck else 0
         return Conv(features, stride, dilation=2, bottleneck=width, **options)
@@ -282,4 +288,4 @@ def style_operation(
         options["dilation"] = style.separable_dilation
     if style.bottleneck and operation in ("conv_3x3", "conv_1x7_7x1", "conv_1x3_3x1"):
         options["bottleneck"] = 3 * features // 8 if operation == "conv_1x3_3x1" else features // 4
-    return OPERATIONS[operation](features, stride, **options)
+    return factory(features, stride, **options)

@@ -19,6 +19,7 @@ from jaxnas.genotypes import CellGenotype, Genotype
 from jaxnas.networks import layer_costs, primitives, windows
 from jaxnas.networks.layer_costs import Cost
 from jaxnas.networks.operations import MOMENTUM, BatchNorm, Operation, convolve, initializer
+from jaxnas.networks.own_operations import OwnOperations, own_names, own_operations
 from jaxnas.networks.pair_cells import DROP_PATHS, NASNET, STEMS, STYLES, CellStyle, PairCell, Shape
 
 _HEAD_WIDTHS = (128, 768)  # of the auxiliary head
@@ -77,7 +78,8 @@ class PairNetwork(nn.Module):
 
     Attributes:
       genotype: the two cells; their concatenated states are stored, and may be inputs.
-      style: of the family; None is that of `genotype.space` in `pair_cells.STYLES`.
+      style: of the family; None is that of `genotype.space` in `pair_cells.STYLES`, and cells of
+        a space of one's own have none there.
       features: F, channels of a node in the first stage; doubled at each reduction.
       cells_per_stage: N. PNAS's reduction cells are among them.
       num_classes: outputs of the classifier.
@@ -94,6 +96,7 @@ class PairNetwork(nn.Module):
       momentum: of running batch statistics; the papers' ImageNet runs have 0.9997.
       epsilon: of batch normalisation; the papers' ImageNet runs have 1e-3.
       method: of `depthwise`: "shifts" (fast on CPU) or "conv".
+      own: operations that are not the library's, see `own_operations`.
     """
 
     genotype: Genotype
@@ -110,9 +113,15 @@ class PairNetwork(nn.Module):
     momentum: float = MOMENTUM
     epsilon: float = primitives.EPSILON
     method: str = "shifts"
+    own: OwnOperations = ()
 
     def __post_init__(self) -> None:
-        genotypes.validate(self.genotype)
+        object.__setattr__(self, "own", own_operations(self.own, widens=True))
+        space = self.genotype.space if isinstance(self.genotype, Genotype) else None
+        rules = None
+        if self.own or isinstance(space, str) and space not in genotypes.CELL_OPERATIONS:
+            rules = genotypes.cell_rules(str(space), own_names(self.own))
+        genotypes.validate(self.genotype, rules)
         if self.style is None and self.genotype.space not in STYLES:
             raise ValueError(
                 f"style must be given for a genotype of the space {self.genotype.space!r}; those "
@@ -250,7 +259,7 @@ class PairNetwork(nn.Module):
     def _cell(self, placement: Placement, name: str) -> PairCell:
         return PairCell(
             placement.genotype, placement.features, self.family, placement.reduction,
-            method=self.method, name=name, **self._options())
+            method=self.method, own=self.own, name=name, **self._options())
 
     @nn.nowrap
     def _auxiliary_head(self, name: str) -> "PairAuxiliaryHead":

@@ -19,6 +19,7 @@ from jax import lax
 
 from jaxnas.networks.extraction import Arrays
 from jaxnas.networks.operations import FactorizedReduce, Operation, ReLUConvBN
+from jaxnas.networks.own_operations import OwnOperations
 from jaxnas.networks.packing import Packing
 from jaxnas.networks.pair_cells import CellStyle, style_operation
 from jaxnas.networks.switching import switch
@@ -75,6 +76,7 @@ class SlotCell:
       current: output of the cell before.
       style: of the family.
       options: of every `Operation`.
+      own: operations that are not the library's.
     """
 
     operations: tuple[str, ...]
@@ -86,6 +88,7 @@ class SlotCell:
     current: Source
     style: CellStyle
     options: tuple[tuple[str, Any], ...] = ()
+    own: OwnOperations = ()
 
     @property
     def output(self) -> Source:
@@ -143,7 +146,7 @@ class SlotCell:
         """Return the operations for an input of so many channels, halved or not."""
         return tuple(
             style_operation(name, self.style, self.features, stride, channels=channels,
-                            parent=None, **dict(self.options))
+                            own=self.own, parent=None, **dict(self.options))
             for name in self.operations)
 
     def slots(self) -> dict[str, tuple[tuple[Operation, ...], int]]:

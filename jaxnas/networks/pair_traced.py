@@ -19,16 +19,17 @@ multiply-adds of operation o, and K candidates:
   about O times as much (of reduction cells 2 O: an operation on an input and on a node), and the
   edges' weights are gathered to K copies of the largest P_o. It is for small maps on devices that
   a single candidate leaves idle. Activations are K times those above.
-- **Grouping** (`group_by_signature`) evaluates what is the same network once: K becomes the number
-  of distinct canonical architectures. Groups may then be given to either form, or to one program
-  each (`PairNetwork`), which has the fewest FLOPs, S = n, and one compilation a group.
+- **Grouping** (`encodings.group_by_signature`, of any space) evaluates what is the same network
+  once: K becomes the number of distinct canonical architectures. Groups may then be given to either
+  form, or to one program each (`PairNetwork`), which has the fewest FLOPs, S = n, and one
+  compilation a group.
 
 Derivatives are of first order, reverse mode.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,20 +37,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnas.genotypes import CELL_OPERATIONS, CellGenotype, Edge, Genotype
+from jaxnas.genotypes import CellGenotype, CellRules, Edge, Genotype, cell_rules
 from jaxnas.networks import primitives
 from jaxnas.networks.extraction import Arrays
 from jaxnas.networks.operations import MOMENTUM
+from jaxnas.networks.own_operations import OwnOperations, own_names, own_operations
 from jaxnas.networks.pair_cells import STYLES, CellStyle
 from jaxnas.networks.pair_network import PairNetwork, Placement, _classifier, scheduled_rate
 from jaxnas.networks.pair_slots import INPUTS, Map, SlotCell, Source
-
-
-class Group(NamedTuple):
-    """Architectures that are one network."""
-
-    arch: np.ndarray     # [L] int32, canonical
-    members: np.ndarray  # [M] their places among those given, ascending
 
 
 def cell_rows(arch: jax.Array, *, num_blocks: int, columns: tuple[str, ...]) -> jax.Array:
@@ -77,33 +72,6 @@ def cell_rows(arch: jax.Array, *, num_blocks: int, columns: tuple[str, ...]) -> 
     return jnp.broadcast_to(rows, (2, num_blocks, 4)).astype(jnp.int32)
 
 
-def group_by_signature(
-    archs: jax.Array | np.ndarray, canonical: Callable[[jax.Array], jax.Array]
-) -> list[Group]:
-    """Put together the archs that are the same network, to evaluate each once. Host only.
-
-    The members of a group differ in the order of their channels and in which edge's weights they
-    read: with shared weights, score the group's `arch` for all of them.
-
-    Args:
-      archs: [K, L] int32.
-      canonical: of the space, [L] -> [L]; called under `jax.vmap`.
-
-    Returns:
-      The groups, in the order in which they first appear.
-    """
-    archs = np.asarray(archs)
-    if archs.ndim != 2:
-        raise ValueError(f"archs must be [K, L], got {list(archs.shape)}.")
-    if not len(archs):
-        return []
-    signatures = np.asarray(jax.jit(jax.vmap(canonical))(archs))
-    unique, group = np.unique(signatures, axis=0, return_inverse=True)
-    members = [np.flatnonzero(group.reshape(-1) == number) for number in range(len(unique))]
-    return [Group(unique[number], members[number])
-            for number in sorted(range(len(unique)), key=lambda number: members[number][0])]
-
-
 class TracedPairNetwork(nn.Module):
     """Images [N, H, W, C'] and an architecture [2, B, 4] -> logits [N, classes].
 
@@ -115,12 +83,14 @@ class TracedPairNetwork(nn.Module):
     the classifier) it is that of S states.
 
     Attributes:
-      space: of the genotypes, a key of `pair_cells.STYLES`.
-      operations: names among `genotypes.CELL_OPERATIONS` of the space; what indices mean. Empty is
-        all of them.
+      space: of the genotypes, a key of `pair_cells.STYLES`, or any other name with a style.
+      operations: names that the space's cells may hold, see `genotypes.cell_rules`; what indices
+        mean. Empty is all of them.
       num_blocks: B.
       style, features, cells_per_stage, num_classes, stem, stem_features, dropout, axis_name,
-        momentum, epsilon, method: as in `PairNetwork`.
+        momentum, epsilon, method, own: as in `PairNetwork`.
+      concat_inputs: whether inputs that no block reads are concatenated; None is True but for the
+        spaces of the library that have it otherwise.
     """
 
     space: str
@@ -137,11 +107,15 @@ class TracedPairNetwork(nn.Module):
     momentum: float = MOMENTUM
     epsilon: float = primitives.EPSILON
     method: str = "shifts"
+    own: OwnOperations = ()
+    concat_inputs: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.space not in STYLES:
-            raise ValueError(f"space must be one of {tuple(STYLES)}, got {self.space!r}.")
-        allowed, names = CELL_OPERATIONS[self.space], self.operation_names
+        object.__setattr__(self, "own", own_operations(self.own, widens=True))
+        if self.space not in STYLES and self.style is None:
+            raise ValueError(f"space must be one of {tuple(STYLES)}, or style be given, got "
+                             f"{self.space!r}.")
+        allowed, names = self._rules.operations, self.operation_names
         if len(set(names)) < len(names) or not set(names) <= set(allowed):
             raise ValueError(
                 f"operations must be different names among {allowed}, got {self.operations}.")
@@ -229,17 +203,16 @@ class TracedPairNetwork(nn.Module):
     @property
     def operation_names(self) -> tuple[str, ...]:
         """What the indices of operations mean."""
-        return tuple(self.operations) or CELL_OPERATIONS[self.space]
+        return tuple(self.operations) or self._rules.operations
 
     @property
-    def concat_inputs(self) -> bool:
-        """Whether inputs that no block reads are concatenated."""
-        return self.space != "pnas"
+    def _rules(self) -> CellRules:
+        return cell_rules(self.space, own_names(self.own), concat_inputs=self.concat_inputs)
 
     @nn.nowrap
     def decode(self, arch: jax.Array | np.ndarray) -> Genotype:
         """Return the genotype of an architecture [2, B, 4]. Host only."""
-        first, cells = 0 if self.concat_inputs else INPUTS, []
+        first, cells = 0 if self._rules.concat_inputs else INPUTS, []
         for rows in np.asarray(arch).tolist():
             edges = tuple(Edge(self.operation_names[row[half + 2]], row[half])
                           for row in rows for half in (0, 1))
@@ -255,7 +228,7 @@ class TracedPairNetwork(nn.Module):
             self.decode(arch), self.style, self.features, self.cells_per_stage, self.num_classes,
             stem=self.stem, stem_features=self.stem_features, dropout=self.dropout,
             axis_name=self.axis_name, momentum=self.momentum, epsilon=self.epsilon,
-            method=self.method, parent=None)
+            method=self.method, own=self.own, parent=None)
 
     @nn.nowrap
     def extract(self, variables: Mapping[str, Any], arch: jax.Array | np.ndarray) -> Arrays:
@@ -283,9 +256,9 @@ class TracedPairNetwork(nn.Module):
         for placement in fixed.placements():
             previous = None if placement.previous is None else outputs[placement.previous]
             cells.append(SlotCell(
-                self.operation_names, self.num_blocks, self.concat_inputs, placement.features,
-                placement.reduction, previous, outputs[-1], fixed.family,
-                tuple(options.items())))
+                self.operation_names, self.num_blocks, self._rules.concat_inputs,
+                placement.features, placement.reduction, previous, outputs[-1], fixed.family,
+                tuple(options.items()), self.own))
             outputs.append(cells[-1].output)
         return cells
 
@@ -295,7 +268,7 @@ class TracedPairNetwork(nn.Module):
     ) -> Arrays:
         found: Arrays = {name: tree[name] for name in ("stem", "head") if name in tree}
         loose: list[list[int] | None] = [None]  # of every output, the states it concatenates
-        first = 0 if self.concat_inputs else INPUTS
+        first = 0 if self._rules.concat_inputs else INPUTS
         for start, count in _runs(cells):
             for number in range(count):
                 cell, placement = cells[start + number], placements[start + number]

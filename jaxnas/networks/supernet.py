@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxnas.networks import primitives
 from jaxnas.networks.mixed import MixedCell
+from jaxnas.networks.own_operations import OwnOperations, own_operations
 
 
 def reduction_layers(num_layers: int) -> tuple[int, ...]:
@@ -75,8 +76,12 @@ class Supernet(nn.Module):
       stem_multiplier: channels of the stem are this times C.
       scan_cells: loop over the normal cells of a stage, which makes the program's size and its
         compile time independent of the depth. False unrolls the loop; parameters stay the same.
-      scan_sources, remat, method: as in `MixedCell`.
+      scan_edges, remat, method: as in `MixedCell`.
       axis_name: mapped axis over which batch statistics are synchronised; None is per replica.
+      own: operations among them that are not the library's, see `own_operations`.
+
+    Raises:
+      ValueError: an own operation breaks the rules, or is not in `operations`.
     """
 
     operations: tuple[str, ...]
@@ -86,10 +91,15 @@ class Supernet(nn.Module):
     num_nodes: int = 4
     stem_multiplier: int = 3
     scan_cells: bool = True
-    scan_sources: bool = True
+    scan_edges: bool = True
     remat: bool = False
     method: str = "shifts"
     axis_name: str | None = None
+    own: OwnOperations = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "own", own_operations(self.own, among=self.operations))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -135,10 +145,11 @@ class Supernet(nn.Module):
             "operations": self.operations,
             "num_nodes": self.num_nodes,
             "reduction": reduction,
-            "scan_sources": self.scan_sources,
+            "scan_edges": self.scan_edges,
             "remat": self.remat,
             "axis_name": self.axis_name,
             "method": self.method,
+            "own": self.own,
         }
 
     def _preprocess(self, layer: int, which: int, features: int, reduce: bool = False):

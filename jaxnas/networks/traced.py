@@ -340,7 +340,7 @@ def _edge(weights, affine, stats, large, states, operation, source, *, operation
     def start(name, stride):
         def branch(x, weights):
             if name in POOLS:
-                return POOLS[name](x, stride)
+                return POOLS[name](x, stride, method=method)
             if name == "skip_connect" and stride == 1:
                 return x
             kernels = _kernels(weights, x.shape[-1])

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jaxnas.genotypes import CELLS, CellGenotype, Genotype, validate
+from jaxnas.genotypes import CELLS, CellGenotype, CellRules, Genotype, validate
 from jaxnas.reporting.plots import drawing_style, new_figure, operation_color, save_figure
 
 if TYPE_CHECKING:
@@ -47,13 +47,16 @@ class _Path:
     edge: int | None  # index in `cell.edges`; None for the concatenation
 
 
-def draw_genotype(genotype: Genotype, stem: Path, title: str = "") -> list[Path]:
+def draw_genotype(
+    genotype: Genotype, stem: Path, title: str = "", rules: CellRules | None = None
+) -> list[Path]:
     """Draw both cells, normal above reduction.
 
     Args:
       genotype: a valid genotype.
       stem: path without suffix.
       title: a headline, such as the name of the system.
+      rules: of the genotype's space, if it or an operation is not the library's.
 
     Returns:
       The paths of `stem`.svg and `stem`.png.
@@ -61,7 +64,7 @@ def draw_genotype(genotype: Genotype, stem: Path, title: str = "") -> list[Path]
     Raises:
       GenotypeError: the genotype is not valid.
     """
-    genotype = validate(genotype)
+    genotype = validate(genotype, rules)
     cells = (genotype.normal, genotype.reduction)
     layouts = [_layout(cell) for cell in cells]
     bounds = [_bounds(items) for items, _ in layouts]
@@ -81,15 +84,17 @@ def draw_genotype(genotype: Genotype, stem: Path, title: str = "") -> list[Path]
         return save_figure(figure, stem)
 
 
-def to_dot(genotype: Genotype) -> str:
+def to_dot(genotype: Genotype, rules: CellRules | None = None) -> str:
     """Return Graphviz text: one digraph, one cluster a cell, operations as edge labels.
+
+    Arguments as in `draw_genotype`.
 
     Raises:
       GenotypeError: the genotype is not valid.
     """
     lines = ["digraph genotype {", "  rankdir=LR;", "  node [shape=circle, fontname=Helvetica];",
              "  edge [fontname=Helvetica, fontsize=10];"]
-    genotype = validate(genotype)
+    genotype = validate(genotype, rules)
     for name, cell in zip(CELLS, (genotype.normal, genotype.reduction)):
         lines += [f"  subgraph cluster_{name} {{", f'    label="{name} cell";']
         lines += [f'    {name}_{state} [label="{_state_name(state)}"];'

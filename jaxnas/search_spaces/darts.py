@@ -18,6 +18,7 @@ from jaxnas import draws, genotypes, mutations
 from jaxnas.genotypes import CellGenotype, Edge, Genotype
 from jaxnas.networks.mixed import MIXABLE, edge_index, num_edges
 from jaxnas.networks.network import Network
+from jaxnas.networks.own_operations import OwnOperations, own_names, own_operations
 from jaxnas.networks.supernet import Supernet
 from jaxnas.networks.traced import TracedNetwork
 from jaxnas.search_spaces import pair_cells, product
@@ -47,19 +48,25 @@ class DARTS:
     Attributes:
       num_nodes: intermediate nodes of a cell.
       operations: O names, the columns of alphas. "none" takes part in the relaxation only.
+      own: those among them that are not the library's: name -> class, see
+        `networks.own_operations`.
 
     Raises:
-      ValueError: for an unknown or repeated operation, nothing but "none", or no node.
+      ValueError: for an unknown or repeated operation, nothing but "none", an own operation that is
+        not in `operations` or breaks the rules of `own_operations`, or no node.
     """
 
     num_nodes: int = 4
     operations: tuple[str, ...] = OPERATIONS
+    own: OwnOperations = ()
 
     def __post_init__(self):
-        unknown = [name for name in self.operations if name not in MIXABLE]
+        object.__setattr__(self, "own", own_operations(self.own, among=self.operations))
+        allowed = (*MIXABLE, *own_names(self.own))
+        unknown = [name for name in self.operations if name not in allowed]
         if unknown or len(set(self.operations)) < len(self.operations) or not self.choices:
             raise ValueError(
-                f"operations must be distinct names among {MIXABLE}, with one that is not 'none', "
+                f"operations must be distinct names among {allowed}, with one that is not 'none', "
                 f"got {self.operations}."
             )
         if self.num_nodes < 1:
@@ -69,6 +76,11 @@ class DARTS:
     def name(self) -> str:
         """What result.json and a genotype call the space."""
         return "darts"
+
+    @property
+    def rules(self) -> genotypes.CellRules:
+        """What its cells may hold, for reading, writing and drawing them."""
+        return genotypes.cell_rules(self.name, own_names(self.own))
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -223,7 +235,7 @@ class DARTS:
             edges = tuple(Edge(self.choices[operation], source) for operation, source in rows)
             _check_sources(name, edges)
             cells.append(CellGenotype(edges, tuple(range(2, 2 + self.num_nodes))))
-        return genotypes.validate(Genotype(cells[0], cells[1]))
+        return genotypes.validate(Genotype(cells[0], cells[1]), self.rules)
 
     def encode(self, genotype: Genotype) -> np.ndarray:
         """Write a genotype as an arch [L] int32. Host only.
@@ -232,11 +244,10 @@ class DARTS:
           GenotypeError: if it is not of this space: other operations, nodes or concatenation, or a
             node that reads one state twice.
         """
-        genotype = genotypes.validate(genotype)
-        if genotype.space != self.name:
-            raise genotypes.GenotypeError(
-                f"space must be {self.name!r}, got {genotype.space!r}."
-            )
+        space = genotype.space if isinstance(genotype, Genotype) else self.name
+        if space != self.name:
+            raise genotypes.GenotypeError(f"space must be {self.name!r}, got {space!r}.")
+        genotype = genotypes.validate(genotype, self.rules)
         rows = []
         for name, cell in zip(genotypes.CELLS, (genotype.normal, genotype.reduction)):
             every_node = tuple(range(2, 2 + self.num_nodes))
@@ -256,14 +267,24 @@ class DARTS:
 
     def supernet(self, **options) -> Supernet:
         """Return the search network; `options` are `Supernet`'s."""
-        return Supernet(operations=self.operations, num_nodes=self.num_nodes, **options)
+        return Supernet(operations=self.operations, num_nodes=self.num_nodes,
+                        **{"own": self.own, **options})
 
     def network(self, genotype: Genotype, **options) -> Network:
         """Return the fixed network of a genotype; `options` are `Network`'s."""
-        return Network(genotype=genotype, **options)
+        return Network(genotype=genotype, **{"own": self.own, **options})
 
     def traced_network(self, **options) -> TracedNetwork:
-        """Return the one network for every arch, which takes `arch.reshape(2, -1, 2)`."""
+        """Return the one network for every arch, which takes `arch.reshape(2, -1, 2)`.
+
+        Raises:
+          ValueError: the space has own operations: one set of weights serves whatever operation an
+            edge holds, which theirs would not fit.
+        """
+        if self.own:
+            raise ValueError(
+                f"the traced network of DARTS has no own operations, got {own_names(self.own)}; "
+                "build network(genotype) of each, or search a PairCellSpace.")
         return TracedNetwork(operations=self.choices, **options)
 
 

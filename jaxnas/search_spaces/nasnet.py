@@ -2,9 +2,7 @@
 
 import dataclasses
 
-import jax
-
-from jaxnas import genotypes, mutations
+from jaxnas import genotypes
 from jaxnas.search_spaces.pair_cells import CONSTANT, OPERATION, SOURCE, PairCellSpace
 
 # As the paper lists them, from memory: no released code names the ones no NASNet uses.
@@ -31,7 +29,3 @@ class NASNet(PairCellSpace):
 
     name = "nasnet"
     columns = (SOURCE, SOURCE, OPERATION, OPERATION, CONSTANT)
-
-    def mutate(self, key: jax.Array, arch: jax.Array) -> jax.Array:
-        """Give one decision of several choices another value, all uniformly: [L] -> [L]."""
-        return mutations.mutate(key, arch, self.num_choices)

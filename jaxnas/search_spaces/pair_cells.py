@@ -4,9 +4,18 @@ NASNet, AmoebaNet, PNASNet, ENAS micro and DARTS search the same graphs: block b
 b + 2 states before it (0 and 1 are the outputs of the cells k-2 and k-1, block b makes state b + 2)
 and adds what two operations make of them. They differ in the operations, in which decisions stand
 where, and in which states are concatenated. (Zoph et al., 2018, https://arxiv.org/abs/1707.07012)
+
+A space of one's own is a class of the same kind, with its own name and the style of its networks:
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(PairCellSpace):
+        operations: tuple[str, ...] = ("skip_connect", "sep_conv_3x3", "blur")
+        own: OwnOperations = (("blur", Blur),)   # if any is not the library's
+        name = "mine"
+        columns = (SOURCE, SOURCE, OPERATION, OPERATION)
+        style = CellStyle(...)
 """
 
-import abc
 import dataclasses
 import functools
 import itertools
@@ -17,8 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas.genotypes import (CELL_OPERATIONS, CELLS, CellGenotype, Edge, Genotype, GenotypeError,
-                              validate)
+from jaxnas import mutations
+from jaxnas.genotypes import (CELLS, CellGenotype, CellRules, Edge, Genotype, GenotypeError,
+                              cell_rules, validate)
+from jaxnas.networks.own_operations import OwnOperations, own_names, own_operations
+from jaxnas.networks.pair_cells import CellStyle
+from jaxnas.networks.pair_network import PairNetwork
+from jaxnas.networks.pair_traced import TracedPairNetwork, cell_rows
 from jaxnas.search_spaces import product
 
 SOURCE, OPERATION, CONSTANT = "source", "operation", "constant"  # what a column decides
@@ -26,36 +40,55 @@ MAX_BLOCKS = 6  # `canonical` tries every order of them: 720
 
 
 @dataclasses.dataclass(frozen=True)
-class PairCellSpace(product.IndependentDecisions, abc.ABC):
-    """All of a space but its name, its operations, its columns and its mutation.
+class PairCellSpace(product.IndependentDecisions):
+    """All of a space but its name, its operations and its columns; a mutation that others replace.
 
     `arch` [L] int32 is [cells, num_blocks, columns] flattened. People see a `Genotype`.
 
     Attributes:
       num_blocks: B, blocks of a cell, in 1..6.
-      operations: distinct names among `genotypes.CELL_OPERATIONS` of the space.
+      operations: distinct names among `genotypes.CELL_OPERATIONS` of the space; in a space of
+        another name, among all of the library. Own ones are allowed in either.
+      own: those that are not the library's: name -> class, see `networks.own_operations`.
 
     Raises:
-      ValueError: for another number of blocks, or an unknown or repeated operation.
+      ValueError: for another number of blocks, an unknown or repeated operation, or an own one that
+        breaks the rules of `own_operations` or is not in `operations`.
     """
 
     num_blocks: int = 5
     operations: tuple[str, ...] = ()
+    own: OwnOperations = dataclasses.field(default=(), kw_only=True)
 
     name: ClassVar[str]                 # what result.json and a genotype call the space
     columns: ClassVar[tuple[str, ...]]  # of a block: two SOURCE, two OPERATION, CONSTANT or not
     num_cells: ClassVar[int] = 2        # 1 where one cell is used with either stride
     concat_inputs: ClassVar[bool] = True  # whether inputs that nobody reads are concatenated too
+    style: ClassVar[CellStyle | None] = None  # of the networks; None is the library's of that name
 
     def __post_init__(self):
         if not isinstance(self.num_blocks, int) or not 1 <= self.num_blocks <= MAX_BLOCKS:
             raise ValueError(f"num_blocks must be in [1, {MAX_BLOCKS}], got {self.num_blocks}.")
-        allowed = CELL_OPERATIONS[self.name]
+        own = own_operations(self.own, among=self.operations, widens=True)
+        object.__setattr__(self, "own", own)
+        if not hasattr(type(self), "name") or not hasattr(type(self), "columns"):
+            raise ValueError(f"{type(self).__name__} must have the class attributes name and "
+                             "columns.")
+        counts = [self.columns.count(kind) for kind in (SOURCE, OPERATION, CONSTANT)]
+        if counts[:2] != [2, 2] or sum(counts) < len(self.columns):
+            raise ValueError(f"columns must be two {SOURCE!r}, two {OPERATION!r}, and any "
+                             f"{CONSTANT!r}, got {self.columns}.")
+        allowed = self.rules.operations
         if (not isinstance(self.operations, tuple) or not self.operations
                 or len(set(self.operations)) < len(self.operations)
                 or not set(self.operations) <= set(allowed)):
             raise ValueError(f"operations must be a tuple of distinct names among {allowed}, "
                              f"got {self.operations}.")
+
+    @property
+    def rules(self) -> CellRules:
+        """What its cells may hold, for reading, writing and drawing them."""
+        return cell_rules(self.name, own_names(self.own), concat_inputs=self.concat_inputs)
 
     @property
     def num_choices(self) -> tuple[int, ...]:
@@ -64,9 +97,9 @@ class PairCellSpace(product.IndependentDecisions, abc.ABC):
                 for block in range(self.num_blocks) for column in self.columns]
         return tuple(cell) * self.num_cells
 
-    @abc.abstractmethod
     def mutate(self, key: jax.Array, arch: jax.Array) -> jax.Array:
-        """Draw a neighbour of an arch: [L] -> [L]."""
+        """Give one decision of several choices another value, all uniformly: [L] -> [L]."""
+        return mutations.mutate(key, arch, self.num_choices)
 
     def canonical(self, arch: jax.Array) -> jax.Array:
         """Return the lexicographically smallest arch of the same graphs: [L] -> [L].
@@ -94,7 +127,7 @@ class PairCellSpace(product.IndependentDecisions, abc.ABC):
                 zip(rows[:, operations].reshape(-1).tolist(), rows[:, sources].reshape(-1).tolist())
             )
             cells.append(CellGenotype(edges, self.loose_ends(edges)))
-        return validate(Genotype(cells[0], cells[-1], self.name))
+        return validate(Genotype(cells[0], cells[-1], self.name), self.rules)
 
     def encode(self, genotype: Genotype, *, ignore_concat: bool = False) -> np.ndarray:
         """Write a genotype as an arch [L] int32. Host only.
@@ -108,9 +141,10 @@ class PairCellSpace(product.IndependentDecisions, abc.ABC):
           GenotypeError: it is of another space, or has other operations, blocks or concatenation,
             or two different cells where the space has one.
         """
-        genotype = validate(genotype)
-        if genotype.space != self.name:
-            raise GenotypeError(f"space must be {self.name!r}, got {genotype.space!r}.")
+        space = genotype.space if isinstance(genotype, Genotype) else self.name
+        if space != self.name:
+            raise GenotypeError(f"space must be {self.name!r}, got {space!r}.")
+        genotype = validate(genotype, self.rules)
         if self.num_cells == 1 and genotype.normal != genotype.reduction:
             raise GenotypeError(f"space {self.name!r} has one cell for both strides, but normal "
                                 "and reduction differ.")
@@ -133,6 +167,23 @@ class PairCellSpace(product.IndependentDecisions, abc.ABC):
                 arch += [0 if column == CONSTANT else next(halves[column == OPERATION])
                          for column in self.columns]
         return np.array(arch, np.int32)
+
+    def network(self, genotype: Genotype, **options) -> PairNetwork:
+        """Return the fixed network of a genotype; `options` are `PairNetwork`'s."""
+        return PairNetwork(genotype, **{"style": self.style, "own": self.own, **options})
+
+    def traced_network(self, **options) -> TracedPairNetwork:
+        """Return the one network for every arch, which takes `rows(arch)`.
+
+        Args:
+          **options: `TracedPairNetwork`'s.
+        """
+        return TracedPairNetwork(self.name, self.operations, self.num_blocks, **{
+            "style": self.style, "own": self.own, "concat_inputs": self.concat_inputs, **options})
+
+    def rows(self, arch: jax.Array) -> jax.Array:
+        """Write an arch [L] as `traced_network` takes it: [2, B, 4] int32, see `cell_rows`."""
+        return cell_rows(arch, num_blocks=self.num_blocks, columns=self.columns)
 
     def loose_ends(self, edges: tuple[Edge, ...]) -> tuple[int, ...]:
         """Return the states to concatenate: those no block reads, inputs among them or not."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import encodings, genotypes, mutations
+from jaxnas import encodings, genotypes
 from jaxnas.search_spaces import product
 from jaxnas.search_spaces.pair_cells import OPERATION, SOURCE, PairCellSpace
 
@@ -37,10 +37,6 @@ class PNAS(PairCellSpace):
     columns = (SOURCE, OPERATION, SOURCE, OPERATION)
     num_cells = 1
     concat_inputs = False
-
-    def mutate(self, key: jax.Array, arch: jax.Array) -> jax.Array:
-        """Give one decision another value, both uniformly: [L] -> [L]."""
-        return mutations.mutate(key, arch, self.num_choices)
 
     @property
     def num_expansions(self) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas.genotypes import PUBLISHED, CellGenotype, Edge, Genotype
+from jaxnas.genotypes import PUBLISHED, CellGenotype, Edge, Genotype, GenotypeError
 from jaxnas.networks.network import Network
 
 KEY = jax.random.key(0)
@@ -134,3 +134,12 @@ def test_refuses(change):
 def test_refuses_images_that_cannot_be_halved():
     with pytest.raises(ValueError, match="divisible by 4"):
         _init(Network(PUBLISHED["DARTS_V2"], 2, 3), (1, 30, 30, 3))
+
+
+@pytest.mark.parametrize("genotype", [PUBLISHED["NASNET_A"], Genotype(SKIPS, SKIPS, "enas_micro"),
+                                      Genotype(SKIPS, SKIPS, "mine")])
+def test_refuses_cells_of_other_spaces(genotype):
+    with pytest.raises(GenotypeError, match="must be of the space 'darts', got .*PairNetwork"):
+        Network(genotype)
+    with pytest.raises(GenotypeError):
+        Network(None)

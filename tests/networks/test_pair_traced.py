@@ -8,7 +8,7 @@ import pytest
 
 from jaxnas.networks.packing import Packing
 from jaxnas.networks.pair_cells import STYLES
-from jaxnas.networks.pair_traced import TracedPairNetwork, cell_rows, group_by_signature
+from jaxnas.networks.pair_traced import TracedPairNetwork, cell_rows
 from jaxnas.search_spaces.amoebanet import AmoebaNet
 from jaxnas.search_spaces.enas_micro import ENASMicro
 from jaxnas.search_spaces.nasnet import NASNet
@@ -198,23 +198,6 @@ def test_vmap_over_archs_and_drop_path():
     np.testing.assert_array_equal(one(identity, 0.9), one(identity, 0.0))  # nothing to drop
     pools = identity + np.array([0, 0, 1, 1], np.int32)
     assert not np.allclose(one(pools, 0.9), one(pools, 0.0))
-
-
-def test_groups_are_the_same_network():
-    space = AmoebaNet(2)
-    first = np.array([0, 1, 1, 2, 0, 2, 3, 4] * 2, np.int32)
-    halves = np.array([1, 0, 2, 1, 0, 2, 3, 4] * 2, np.int32)
-    other = np.array([0, 1, 1, 3, 0, 2, 3, 4] * 2, np.int32)
-    groups = group_by_signature(np.stack([other, first, halves, other]), space.canonical)
-    assert [group.members.tolist() for group in groups] == [[0, 3], [1, 2]]
-    np.testing.assert_array_equal(groups[1].arch, space.canonical(jnp.asarray(halves)))
-    archs = np.indices((2,) * 8).reshape(8, -1).T  # all
-    groups = group_by_signature(archs, AmoebaNet(1, FEW["amoebanet"]).canonical)
-    # A cell of one block adds two of 2 x 2 (source, operation) pairs, unordered: 10; two cells.
-    assert len(groups) == 100 and sum(len(group.members) for group in groups) == 256
-    assert group_by_signature(archs[:0], space.canonical) == []
-    with pytest.raises(ValueError, match=r"archs must be \[K, L\]"):
-        group_by_signature(archs[0], space.canonical)
 
 
 def test_packing():

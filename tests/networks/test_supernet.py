@@ -24,7 +24,7 @@ def num_parameters(net, image):
 )
 def test_parameter_counts(channels, classes, count):
     for scan in (True, False):
-        net = Supernet(OPERATIONS, num_classes=classes, scan_sources=scan)
+        net = Supernet(OPERATIONS, num_classes=classes, scan_edges=scan)
         assert num_parameters(net, (2, 32, 32, channels)) == count
     s2 = Supernet(("skip_connect", "sep_conv_3x3"))
     assert num_parameters(s2, (2, 32, 32, 3)) == 665_466  # space S2, specification 6.2
@@ -88,15 +88,15 @@ def plain_cell(params, s0, s1, weights, operations, reduction):
     return jnp.concatenate(states[2:], -1)
 
 
-@pytest.mark.parametrize("scan_sources, reduction", [
+@pytest.mark.parametrize("scan_edges, reduction", [
     (True, False), (True, True),
     *(pytest.param(False, reduction, marks=pytest.mark.slow) for reduction in (False, True))])
-def test_cell_equals_the_plain_one(reduction, scan_sources):
+def test_cell_equals_the_plain_one(reduction, scan_edges):
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 4)
         s0, s1 = (jax.random.normal(k, (2, 8, 8, 4)) for k in keys[:2])
         weights = jax.nn.softmax(jax.random.normal(keys[2], (14, 8)))
-        cell = MixedCell(4, OPERATIONS, reduction=reduction, scan_sources=scan_sources)
+        cell = MixedCell(4, OPERATIONS, reduction=reduction, scan_edges=scan_edges)
         variables = jax.tree.map(
             lambda a: a.astype(jnp.float64), cell.init(keys[3], s0, s1, weights)
         )

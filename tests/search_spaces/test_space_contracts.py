@@ -9,8 +9,11 @@ from jaxnas import encodings, genotypes
 from jaxnas.genotypes import Genotype
 from jaxnas.search_spaces import DARTS, NASBench101, NASBench201, NASBenchMacro, NATSSize, Product
 from jaxnas.search_spaces.amoebanet import AmoebaNet
+from jaxnas.search_spaces.enas_macro import ENASMacro
 from jaxnas.search_spaces.enas_micro import ENASMicro
+from jaxnas.search_spaces.mnasnet import MnasNet
 from jaxnas.search_spaces.nasnet import NASNet
+from jaxnas.search_spaces.nasrl import NASRL
 from jaxnas.search_spaces.pnas import PNAS
 
 SPACES = {
@@ -27,6 +30,9 @@ SPACES = {
     "amoebanet": AmoebaNet(num_blocks=2),
     "pnas": PNAS(num_blocks=2),
     "enas_micro": ENASMicro(num_blocks=1),
+    "enas_macro": ENASMacro(num_layers=4),
+    "nasrl": NASRL(num_layers=3),
+    "mnasnet": MnasNet(),
 }
 SILENT = ("nasbench101_released", "amoebanet")  # may return the parent, as published
 CELLS = ("darts", "nasnet", "amoebanet", "pnas", "enas_micro")

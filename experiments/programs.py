@@ -31,8 +31,16 @@ class ProgramCost:
     lower_seconds: float
     compile_seconds: float
     hlo_lines: int      # after optimisation
-    memory_bytes: int   # arguments + outputs + temporaries, on one device; 0 if XLA does not say
+    argument_bytes: int   # these three on one device; 0 if XLA does not say
+    output_bytes: int
+    temporary_bytes: int  # at the peak
     flops: float        # of one call, loop bodies counted once by XLA; 0.0 if it does not say
+    bytes_accessed: float  # read and written by one call, counted like flops
+
+    @property
+    def memory_bytes(self) -> int:
+        """What one device holds while it runs: arguments, outputs and temporaries."""
+        return self.argument_bytes + self.output_bytes + self.temporary_bytes
 
 
 class Program:
@@ -85,12 +93,15 @@ class Program:
         analysis = _ask(self.compiled.cost_analysis)
         if isinstance(analysis, (list, tuple)):  # one a device, in some versions
             analysis = analysis[0] if analysis else None
-        total = sum(int(getattr(memory, f"{part}_size_in_bytes", 0))
-                    for part in ("argument", "output", "temp"))
+        argument, output, temporary = (int(getattr(memory, f"{part}_size_in_bytes", 0))
+                                       for part in ("argument", "output", "temp"))
+        counted = {name: max(0.0, float((analysis or {}).get(name, 0.0)))
+                   for name in ("flops", "bytes accessed")}
         return ProgramCost(
             self.name, self.trace_seconds, self.lower_seconds, self.compile_seconds,
-            hlo_lines=(_ask(self.compiled.as_text) or "").count("\n"), memory_bytes=total,
-            flops=max(0.0, float((analysis or {}).get("flops", 0.0))))
+            hlo_lines=(_ask(self.compiled.as_text) or "").count("\n"), argument_bytes=argument,
+            output_bytes=output, temporary_bytes=temporary, flops=counted["flops"],
+            bytes_accessed=counted["bytes accessed"])
 
 
 class Programs:
@@ -191,17 +202,22 @@ class Programs:
 
     def report(self) -> str:
         """Return a table of `costs`, for `--compile-only`."""
-        header = ("program", "trace s", "lower s", "compile s", "HLO lines", "MiB", "GFLOP")
+        header = ("program", "trace s", "lower s", "compile s", "HLO lines", "peak MiB",
+                  "temporary MiB", "GFLOP", "GB moved")
         rows = [header]
         for cost in self.costs():
             rows.append((cost.name, f"{cost.trace_seconds:.2f}", f"{cost.lower_seconds:.2f}",
                          f"{cost.compile_seconds:.2f}", str(cost.hlo_lines),
-                         f"{cost.memory_bytes / 2 ** 20:.1f}", f"{cost.flops / 1e9:.3f}"))
+                         f"{cost.memory_bytes / 2 ** 20:.1f}",
+                         f"{cost.temporary_bytes / 2 ** 20:.1f}", f"{cost.flops / 1e9:.3f}",
+                         f"{cost.bytes_accessed / 1e9:.3f}"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
                            for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
                  for row in rows]
-        return "\n".join(lines + [f"{self.count} programs compiled in {self.seconds:.2f} s"])
+        return "\n".join(lines + [
+            f"{self.count} programs compiled in {self.seconds:.2f} s; of a loop, XLA counts one turn "
+            "in the last two columns"])
 
 
 class StepTimer:

@@ -92,6 +92,7 @@ def run(config: Config) -> None:
         with common.open_run(config, "retrain", facts) as directory, \
                 common.Interrupt() as interrupt:
             programs.compile_all(progress)
+            retraining.check_memory(config, programs)
             state: dict[str, Any] = {
                 "train": trainer.init(searching.random_key(0)),
                 "accuracies": np.full(config.num_seeds, np.nan, np.float32),

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments import memory
 from experiments.programs import Programs
 from experiments.searching import random_key
 from experiments.settings import DatasetConfig
 from jaxnas import data, training
 from jaxnas.data import ImageDataset
 from jaxnas.training import TrainState
+
+PROGRAMS = ("retrain_epoch", "test")  # those of a trainer that take a batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +128,15 @@ def make_trainer(
         lambda state, *arch: test_program(state, *held_out, *arch),
         shape,
     )
+
+
+def check_memory(config: Any, programs: Programs) -> None:
+    """Check that the programs of `make_trainer`, compiled, fit into memory.
+
+    Raises:
+      InputError: see `memory.check_batch`.
+    """
+    memory.check_batch(programs, "retrain_batch_size", config.retrain_batch_size, PROGRAMS)
 
 
 def check_retraining(config: Any, dataset: ImageDataset) -> None:

@@ -91,9 +91,11 @@ def _selections(length: int, stride: int, axis: int, ndim: int):
     def no_gradient(place: jax.Array) -> np.ndarray:
         return np.zeros(place.shape, jax.dtypes.float0)
 
-    take.defvjp(lambda x, place: (take(x, place), place),
+    # As in `depthwise`: JAX 0.10 mixes up residuals that are the arguments themselves where a scan
+    # is differentiated twice, and then gives wrong numbers without a word.
+    take.defvjp(lambda x, place: (take(x, place), lax.optimization_barrier(place)),
                 lambda place, grads: (give(grads, place), no_gradient(place)))
-    give.defvjp(lambda grads, place: (give(grads, place), place),
+    give.defvjp(lambda grads, place: (give(grads, place), lax.optimization_barrier(place)),
                 lambda place, x: (take(x, place), no_gradient(place)))
     return take, give
 

@@ -142,6 +142,49 @@ def test_every_form_gives_one_answer():
                 np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("operations", [
+    ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"),
+    pytest.param(OPERATIONS, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_second_order_equals_differences_of_the_first(operations, remat):
+    # Inside loops: JAX 0.10 has mixed up residuals there, silently. See `depthwise`, `pooling`.
+    with jax.enable_x64(True):
+        cell = MixedCell(2, operations, num_nodes=2, scan_edges=True, remat=remat)
+        keys = jax.random.split(jax.random.key(5), 6)
+        inputs, directions = (
+            tuple(jax.random.normal(key, (2, 4, 4, 2)) for key in pair) for pair in (
+                keys[:2], keys[2:4]))
+        alphas = jax.random.normal(keys[4], (5, len(operations)))
+        params = cell.init(keys[5], *inputs, alphas)
+
+        def loss(inputs, alphas):
+            def twice(states, _):
+                output = cell.apply(params, *states, jax.nn.softmax(alphas))
+                return (states[1], output[..., :2] + output[..., 2:]), None
+
+            states, _ = lax.scan(twice, inputs, None, length=2)
+            return jnp.sum(jnp.sin(states[1]))
+
+        @jax.jit
+        def first(inputs, alphas):
+            return jax.grad(loss, 1)(inputs, alphas)
+
+        @jax.jit
+        def product(alphas):
+            def directional(alphas):
+                grads = jax.grad(loss)(inputs, alphas)
+                return sum(map(jnp.vdot, grads, directions))
+
+            return jax.grad(directional)(alphas)
+
+        step = 1e-6  # crosses hardly a kink of ReLU or the maximum
+        ends = [first(jax.tree.map(lambda a, b: a + sign * step * b, inputs, directions), alphas)
+                for sign in (1, -1)]
+        want = (ends[0] - ends[1]) / (2 * step)
+        assert np.abs(want).max() > 1e-2
+        np.testing.assert_allclose(product(alphas), want, atol=1e-5 * np.abs(want).max())
+
+
 def test_depth_does_not_grow_the_program():
     def lines(num_layers):
         net = Supernet(FEW, features=2, num_layers=num_layers)

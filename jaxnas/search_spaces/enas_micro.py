@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import jax
-
-from jaxnas import genotypes, mutations
+from jaxnas import genotypes
+from jaxnas.networks.micro_shared import SharedMicroNetwork
+from jaxnas.networks.own_operations import own_names
 from jaxnas.search_spaces.pair_cells import OPERATION, SOURCE, PairCellSpace
 
 OPERATIONS = genotypes.CELL_OPERATIONS["enas_micro"]  # numbered as melodyguan/enas does
@@ -30,6 +30,16 @@ class ENASMicro(PairCellSpace):
     name = "enas_micro"
     columns = (SOURCE, OPERATION, SOURCE, OPERATION)
 
-    def mutate(self, key: jax.Array, arch: jax.Array) -> jax.Array:
-        """Give one decision another value, both uniformly: [L] -> [L]."""
-        return mutations.mutate(key, arch, self.num_choices)
+    def shared_network(self, **options) -> SharedMicroNetwork:
+        """Return the search network of the paper, which takes an arch [L] as it is (not `rows`).
+
+        Args:
+          **options: `SharedMicroNetwork`'s.
+
+        Raises:
+          ValueError: the space has operations of its own or no convolution; use `traced_network`.
+        """
+        if self.own:
+            raise ValueError("the shared network has no weights for own operations, got "
+                             f"{own_names(self.own)}; use traced_network.")
+        return SharedMicroNetwork(self.operations, self.num_blocks, **options)

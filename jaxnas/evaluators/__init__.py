@@ -6,9 +6,10 @@ from jaxnas.evaluators.from_scratch import from_scratch
 from jaxnas.evaluators.populations import Memory, Population, PopulationTooLarge, compile_population
 from jaxnas.evaluators.recipes import Recipe
 from jaxnas.evaluators.tabular import tabular
+from jaxnas.evaluators.weight_sharing import WeightSharing, weight_sharing
 
 __all__ = [
     "ChildTrainer", "Examples", "Memory", "Population", "PopulationTooLarge", "Recipe",
-    "compile_population", "default_form", "examples", "from_scratch", "member_keys", "tabular",
-    "train_children",
+    "WeightSharing", "compile_population", "default_form", "examples", "from_scratch",
+    "member_keys", "tabular", "train_children", "weight_sharing",
 ]

@@ -216,8 +216,8 @@ class Programs:
                            for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
                  for row in rows]
         return "\n".join(lines + [
-            f"{self.count} programs compiled in {self.seconds:.2f} s; of a loop, XLA counts one turn "
-            "in the last two columns"])
+            f"{self.count} programs compiled in {self.seconds:.2f} s; in the last two columns, XLA "
+            "counts one turn of a loop"])
 
 
 class StepTimer:

@@ -155,7 +155,7 @@ def test_second_order_equals_differences_of_the_first(operations, remat):
             tuple(jax.random.normal(key, (2, 4, 4, 2)) for key in pair) for pair in (
                 keys[:2], keys[2:4]))
         alphas = jax.random.normal(keys[4], (5, len(operations)))
-        params = cell.init(keys[5], *inputs, alphas)
+        params = jax.tree.map(lambda a: a.astype(jnp.float64), cell.init(keys[5], *inputs, alphas))
 
         def loss(inputs, alphas):
             def twice(states, _):

@@ -102,7 +102,8 @@ def wait_for_lines(path, count, process):
 
 
 @pytest.mark.parametrize("how, lines", [
-    ("kill", 1), pytest.param("kill", 3, marks=pytest.mark.slow), ("term", 2)])
+    ("kill", 1), pytest.param("kill", 3, marks=pytest.mark.slow),
+    pytest.param("term", 2, marks=pytest.mark.slow)])
 def test_interrupted_run_resumes_bit_equal(whole_run, environment, tmp_path, how, lines):
     whole, _ = whole_run
     path = tmp_path / "run"

@@ -69,6 +69,7 @@ def gradient(network, x):
     return run
 
 
+@pytest.mark.slow
 def test_one_hot_equals_fixed(one_for_all):
     network, x, variables = one_for_all
     traced = gradient(network, x)

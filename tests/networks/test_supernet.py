@@ -113,6 +113,7 @@ def test_cell_equals_the_plain_one(reduction, scan_edges):
         )
 
 
+@pytest.mark.slow  # three supernets to compile: more than a minute
 def test_every_form_gives_one_answer():
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))

@@ -50,6 +50,7 @@ def test_forms_agree_and_equal_differences(problem):
         _check_direction(problem, inner, state, one)
 
 
+@pytest.mark.slow  # a minute; test_supernet.py has the second order of a cell in loops
 def test_hessian_vector_form_equals_differences(problem):
     with jax.enable_x64(True):
         loss_fn, weights, alphas, train, valid = problem

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import child_search, common, drawing
+from experiments import child_search, common, drawing, retraining
 from experiments.child_search import GROUPS, ChildConfig, System
 from jaxnas import genotypes, reporting
 from jaxnas.data import ImageDataset, Validation
@@ -176,10 +176,9 @@ def _verdict(run: Any, groups: dict[str, list[float]]) -> tuple[dict[str, Any], 
             lines.append(f"test accuracy of {names[name]}, {len(values)} retrainings: "
                          f"{summary['mean']:.2f} +- {summary['std']:.2f} %")
     if groups["found"] and groups["random_networks"]:
-        found, random = np.mean(groups["found"]), np.mean(groups["random_networks"])
+        found, random = (float(np.mean(groups[name])) for name in ("found", "random_networks"))
         extra["not_worse_than_random_networks"] = bool(found >= random)
-        lines.append(f"The found network is {'not worse' if found >= random else 'WORSE'} than the "
-                     f"mean of random networks at equal cost: {found:.2f} against {random:.2f} %.")
+        lines.append(retraining.verdict(found, random))
     return extra, "\n".join(lines)
 
 

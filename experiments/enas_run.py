@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from experiments import common, searching
+from experiments import common, retraining, searching
 from experiments.drawing import draw
 from experiments.enas_search import genotype_of
 from jaxnas import genotypes, reporting
@@ -223,6 +223,10 @@ class Run:
                 summary = reporting.summarize(values.tolist())
                 print(f"test accuracy of {config.num_seeds} {name} networks: "
                       f"{summary['mean']:.2f} +- {summary['std']:.2f} %")
+            means = [values[np.isfinite(values)].mean() for values in groups.values()
+                     if np.isfinite(values).any()]
+            if len(means) == 2:
+                print(retraining.verdict(*means))
             tau = result.extra["kendall_tau"]
             print(f"Kendall's tau of shared weights and training alone: {tau}")
             print(path / "report.html")

@@ -130,6 +130,12 @@ def make_trainer(
     )
 
 
+def verdict(found: float, random: float) -> str:
+    """Say plainly whether the found network is as good as the mean of random ones (accuracies)."""
+    return (f"The found network is {'not worse' if found >= random else 'WORSE'} than the mean of "
+            f"random networks at equal cost: {found:.2f} against {random:.2f} %.")
+
+
 def check_memory(config: Any, programs: Programs) -> None:
     """Check that the programs of `make_trainer`, compiled, fit into memory.
 

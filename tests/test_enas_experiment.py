@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common, enas, enas_controller, enas_search
+from experiments import common, enas, enas_controller, enas_search, retraining
 from experiments.programs import Program
 from jaxnas import genotypes, reporting
 from jaxnas.networks.used_parameters import used_parameters
@@ -232,3 +232,8 @@ def test_a_child_has_the_parameters_that_its_arch_uses():
     used = sum(int(np.broadcast_to(mask, leaf.shape).sum())
                for mask, leaf in zip(jax.tree.leaves(masks), jax.tree.leaves(params)))
     assert one_shot.count(arch, (8, 8, 1)) == used
+
+
+def test_a_found_network_that_is_worse_is_called_so():
+    assert "not worse than" in retraining.verdict(95.0, 95.0)
+    assert retraining.verdict(94.9, 95.0).count("WORSE") == 1

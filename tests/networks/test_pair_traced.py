@@ -109,7 +109,7 @@ def _hard_cases(space):
         return rows.reshape(-1)
 
     chain = [[0, 1], *([block, block + 1] for block in range(1, blocks))]
-    one, two = cell(chain), cell([[1, 0], *chain[2:], [1, 1]])
+    one, two = cell(chain), cell([[1, 0], *chain[1:-1], [1, 1]])
     fan = cell([[1, 1]] * blocks)
     return [np.concatenate(pair[:space.num_cells]) for pair in ((one, fan), (two, one))]
 

@@ -135,7 +135,9 @@ def test_equals_the_fixed_network_with_few_operations(name):
 @pytest.mark.parametrize("name", STYLES)
 def test_equals_20_fixed_networks(name):
     space, network = _make(name, (), 5)
-    _check(space, network, _archs(space, 20))
+    # Large images: where windows cover a whole map the maximum is constant, its normalisation is
+    # rounding noise, and noise decides which pixel the next maximum gives its gradient to.
+    _check(space, network, _archs(space, 20), (64, 64))
 
 
 @pytest.mark.slow

@@ -30,7 +30,8 @@ def initializer(kind: str, fan_in: int, fan_out: int) -> Callable[..., jax.Array
         raise ValueError(f"initializer must be one of {INITIALIZERS}, got {kind!r}.")
     if kind == "torch":
         return primitives.torch_uniform(fan_in)
-    return nn.initializers.normal(math.sqrt(2 / (fan_in if kind == "fan_in" else fan_out)))
+    fan = fan_in if kind == "fan_in" else fan_out
+    return nn.initializers.normal(math.sqrt(2 / max(fan, 1)))  # 0: half of one feature, no entries
 
 
 class BatchNorm(nn.Module):

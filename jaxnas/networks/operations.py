@@ -137,7 +137,7 @@ class FactorizedReduce(Operation):
             later = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 1:, 1:]
             y = [x[:, ::2, ::2] @ kernel[:, :half], later[:, ::2, ::2] @ kernel[:, half:]]
             if self._convolved < self.features:
-                y.append(jnp.zeros_like(y[0][..., :1]))
+                y.append(jnp.zeros((*y[0].shape[:-1], 1), y[0].dtype))
             return self._norm()(jnp.concatenate(y, -1), train=train)
         if x.shape[1] % 2 or x.shape[2] % 2 or self.features % 2:
             raise ValueError(

@@ -109,7 +109,7 @@ class SlotCell:
 
         def unless(source: Source) -> int | None:
             count, rest = divmod(features, source.width)
-            return None if rest or source.states is None else count
+            return None if rest or count > (source.states or 0) else count
 
         first: dict[str, InputLayer] = {}
         previous, current = self.previous, self.current

@@ -84,6 +84,21 @@ def test_factorized_reduce_of_a_constant_is_zero():
         reduce.init(KEY, x[:, :3], train=False)
 
 
+@pytest.mark.parametrize("features", [1, 3])
+@pytest.mark.parametrize("uneven", ["split", "zero"])
+def test_factorized_reduce_to_an_odd_number_of_features(features, uneven):
+    # One feature too, a quarter of a narrow network in an ImageNet stem: half of it is none.
+    x = jax.random.normal(KEY, (2, 5, 4, C))
+    reduce = operations.FactorizedReduce(features, uneven=uneven, initializer="fan_out")
+    variables = reduce.init(KEY, x, train=False)
+    y, _ = reduce.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert y.shape == (2, *reduce.output_shape(x.shape[1:])) == (2, 3, 2, features)
+    kernel = variables["params"]["kernel"]
+    assert kernel.shape == (C, features - (uneven == "zero"))
+    assert (np.abs(y).max((0, 1, 2)) > 0).tolist() == [True] * kernel.shape[1] + [False] * (
+        features - kernel.shape[1])
+
+
 @pytest.mark.parametrize("size, strides", [((1, 7), (1, 2)), ((7, 1), (2, 1)), ((3, 3), (2, 2))])
 def test_convolve_is_lax_conv(size, strides):
     x = jax.random.normal(KEY, (2, 7, 8, 3))

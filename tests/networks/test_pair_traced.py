@@ -8,6 +8,7 @@ import pytest
 
 from jaxnas.networks.packing import Packing
 from jaxnas.networks.pair_cells import STYLES
+from jaxnas.networks.pair_slots import SlotCell, Source
 from jaxnas.networks.pair_traced import TracedPairNetwork, cell_rows
 from jaxnas.search_spaces.amoebanet import AmoebaNet
 from jaxnas.search_spaces.enas_micro import ENASMicro
@@ -80,7 +81,7 @@ def _check(space, network, archs, size=(8, 8)):
             for left, right in (
                 (logits, logits_2), (found["batch_stats"], stats_2), (found["params"], grads_2),
             ):  # fmt: skip
-                scale = max(np.abs(a).max() for a in jax.tree.leaves(right))
+                scale = max(np.abs(a).max(initial=0) for a in jax.tree.leaves(right))
                 chex.assert_trees_all_close(left, right, rtol=1e-7, atol=1e-9 * scale)
             # Nothing else has a gradient, and no other running statistics have moved.
             squares, squares_2 = (sum(np.sum(np.square(a)) for a in jax.tree.leaves(tree))
@@ -201,6 +202,14 @@ def test_vmap_over_archs_and_drop_path():
     np.testing.assert_array_equal(one(identity, 0.9), one(identity, 0.0))  # nothing to drop
     pools = identity + np.array([0, 0, 1, 1], np.int32)
     assert not np.allclose(one(pools, 0.9), one(pools, 0.0))
+
+
+@pytest.mark.parametrize("width, unless", [(2, None), (3, None), (4, 2), (8, 1)])
+def test_an_input_passes_untouched_only_if_so_many_states_exist(width, unless):
+    # 8 features are 4 states of 2, but a cell of 3 blocks has no 4 states to concatenate.
+    cell = SlotCell(("skip_connect",), 3, False, 8, False, Source(0, width, 3), Source(0, 8, 3),
+                    STYLES["pnas"])
+    assert cell.input_layers[0]["previous_0"].unless == unless
 
 
 def test_packing():

@@ -8,7 +8,7 @@ import jax
 
 from experiments.programs import Programs
 from experiments.settings import InputError
-from jaxnas.evaluators.populations import free_bytes
+from jaxnas.device_memory import free_bytes, mebibytes
 
 
 def check_batch(programs: Programs, flag: str, batch_size: int, names: Container[str], *,
@@ -34,20 +34,17 @@ def check_batch(programs: Programs, flag: str, batch_size: int, names: Container
         return
     largest, blamed, blamed_needs = batch_size, "", 0
     for cost in programs.costs():
-        if cost.name not in names or cost.temporary_bytes + cost.output_bytes <= available:
+        needs = cost.memory.beside_arguments
+        if cost.name not in names or needs <= available:
             continue
-        room = max(0, available - cost.output_bytes)
-        fits = int(batch_size * room / max(1, cost.temporary_bytes)) // devices * devices
+        room = max(0, available - cost.memory.output)
+        fits = int(batch_size * room / max(1, cost.memory.temporary)) // devices * devices
         if fits < largest:
             largest, blamed = fits, cost.name
-            blamed_needs = cost.temporary_bytes + cost.output_bytes
+            blamed_needs = needs
     if not blamed:
         return
     advice = (f"the largest {flag} that fits is about {largest}" if largest
               else "not even one image a device fits: make the network smaller")
-    raise InputError(f"{flag}={batch_size} does not fit: {blamed} needs {_mebibytes(blamed_needs)} "
-                     f"of the {_mebibytes(available)} that are free; {advice}.")
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2 ** 20:,.0f} MiB"
+    raise InputError(f"{flag}={batch_size} does not fit: {blamed} needs {mebibytes(blamed_needs)} "
+                     f"of the {mebibytes(available)} that are free; {advice}.")

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from jaxnas import reporting
+from jaxnas.device_memory import ProgramBytes, program_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +32,9 @@ class ProgramCost:
     lower_seconds: float
     compile_seconds: float
     hlo_lines: int      # after optimisation
-    argument_bytes: int   # these three on one device; 0 if XLA does not say
-    output_bytes: int
-    temporary_bytes: int  # at the peak
+    memory: ProgramBytes  # on one device
     flops: float        # of one call, loop bodies counted once by XLA; 0.0 if it does not say
     bytes_accessed: float  # read and written by one call, counted like flops
-
-    @property
-    def memory_bytes(self) -> int:
-        """What one device holds while it runs: arguments, outputs and temporaries."""
-        return self.argument_bytes + self.output_bytes + self.temporary_bytes
 
 
 class Program:
@@ -89,18 +83,15 @@ class Program:
         """Ask XLA for the size of the compiled program."""
         if self.compiled is None:
             raise RuntimeError(f"{self.name} is not compiled.")
-        memory = _ask(self.compiled.memory_analysis)
         analysis = _ask(self.compiled.cost_analysis)
         if isinstance(analysis, (list, tuple)):  # one a device, in some versions
             analysis = analysis[0] if analysis else None
-        argument, output, temporary = (int(getattr(memory, f"{part}_size_in_bytes", 0))
-                                       for part in ("argument", "output", "temp"))
         counted = {name: max(0.0, float((analysis or {}).get(name, 0.0)))
                    for name in ("flops", "bytes accessed")}
         return ProgramCost(
             self.name, self.trace_seconds, self.lower_seconds, self.compile_seconds,
-            hlo_lines=(_ask(self.compiled.as_text) or "").count("\n"), argument_bytes=argument,
-            output_bytes=output, temporary_bytes=temporary, flops=counted["flops"],
+            hlo_lines=(_ask(self.compiled.as_text) or "").count("\n"),
+            memory=program_bytes(self.compiled), flops=counted["flops"],
             bytes_accessed=counted["bytes accessed"])
 
 
@@ -208,8 +199,8 @@ class Programs:
         for cost in self.costs():
             rows.append((cost.name, f"{cost.trace_seconds:.2f}", f"{cost.lower_seconds:.2f}",
                          f"{cost.compile_seconds:.2f}", str(cost.hlo_lines),
-                         f"{cost.memory_bytes / 2 ** 20:.1f}",
-                         f"{cost.temporary_bytes / 2 ** 20:.1f}", f"{cost.flops / 1e9:.3f}",
+                         f"{sum(cost.memory) / 2 ** 20:.1f}",
+                         f"{cost.memory.temporary / 2 ** 20:.1f}", f"{cost.flops / 1e9:.3f}",
                          f"{cost.bytes_accessed / 1e9:.3f}"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)

@@ -26,7 +26,7 @@ def compiled(batch_size):
 
 def needs(programs):
     cost, = programs.costs()
-    return cost.temporary_bytes + cost.output_bytes
+    return cost.memory.beside_arguments
 
 
 def test_what_fits_passes_and_the_advice_fits():

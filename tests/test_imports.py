@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("published", "genotype_json", "leaves", "draws", "trial_json", "processes"),
     ("base", "genotypes", "trials"),
-    ("encodings", "mutations", "data", "parallel", "checkpoints", "fast_keys", "hoisting"),
+    ("encodings", "mutations", "data", "parallel", "checkpoints", "fast_keys", "hoisting",
+     "device_memory"),
     ("networks", "morphisms", "training"),
     ("search_spaces", "searchers", "evaluators", "costs", "objectives", "latency", "export"),
     ("search", "histories", "models", "reporting"),

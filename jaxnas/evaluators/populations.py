@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas import parallel
+from jaxnas.device_memory import free_bytes, mebibytes, program_bytes
 from jaxnas.evaluators.children import ChildTrainer, Examples, state_bytes
 
 
@@ -55,7 +56,7 @@ def compile_population(
       arch_shape: of one architecture.
       examples: bound to the program, copied to every device.
       devices: where, a share of the members on each; None: the default device.
-      available_bytes: of every device; None: `free_bytes`.
+      available_bytes: of every device; None: `device_memory.free_bytes`.
 
     Raises:
       ValueError: size is below 1, or no device.
@@ -85,7 +86,7 @@ def compile_population(
 
     def compile_share(members: int) -> tuple[jax.stages.Compiled, int]:
         compiled = _compile(trainer, members, arch_shape, placed, count, device, devices)
-        return compiled, _required_bytes(compiled)
+        return compiled, program_bytes(compiled).beside_arguments
 
     compiled, required = compile_share(share)
     if available is not None and required > available:
@@ -104,34 +105,6 @@ def compile_population(
         return compiled(keys, archs, placed, active)
 
     return Population(run, size, Memory(state, required, available))
-
-
-def free_bytes(device: jax.Device) -> int | None:
-    """Return the free memory of a device, of the host for a CPU; None if nobody says."""
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
-    if device.platform != "cpu":
-        return None
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):  # what the kernel would give, caches included
-                    return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    return None
-
-
-def _required_bytes(compiled: jax.stages.Compiled) -> int:
-    """Return temporaries and outputs on one device; 0 if the platform does not say."""
-    try:
-        memory = compiled.memory_analysis()
-    except NotImplementedError:
-        return 0
-    if memory is None:
-        return 0
-    return int(memory.temp_size_in_bytes) + int(memory.output_size_in_bytes)
 
 
 def _compile(
@@ -172,15 +145,11 @@ def _largest_share(
 
 def _too_large(size: int, most: int, required: int, available: int, device: jax.Device,
                what: str) -> PopulationTooLarge:
-    need = (f"{what} of {size} need {_mebibytes(required)} on each and a {device.platform} device "
-            f"has {_mebibytes(available)} free")
+    need = (f"{what} of {size} need {mebibytes(required)} on each and a {device.platform} device "
+            f"has {mebibytes(available)} free")
     if most:
         return PopulationTooLarge(
             f"the population must be at most {most}, got {size}: {need}; ask for {most} at once, "
             "or use form='sequential'.", most)
     return PopulationTooLarge(
         f"not even one child at a time fits: {need}; use a smaller network or batch_size.", 0)
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2 ** 20:,.1f} MiB"

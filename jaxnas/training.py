@@ -51,10 +51,13 @@ def cross_entropy(
       label_smoothing: s in [0, 1): the target is (1 - s) one-hot + s / classes, as in
         quark0/darts train_imagenet.py (s = 0.1 there).
     """
-    return _cross_entropies(logits, labels, label_smoothing).mean()
+    return cross_entropies(logits, labels, label_smoothing).mean()
 
 
-def _cross_entropies(logits: jax.Array, labels: jax.Array, label_smoothing=0.0) -> jax.Array:
+def cross_entropies(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float | jax.Array = 0.0
+) -> jax.Array:
+    """Return the cross-entropy of every example, [N]; arguments as in `cross_entropy`."""
     chex.assert_rank([logits, labels], [2, 1])
     log_probabilities = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_probabilities, labels[:, None], 1)[:, 0]
@@ -188,7 +191,7 @@ def make_train_epoch(
 
         def loss_fn(params):
             outputs, updated = apply_fn(
-                _variables(params, state.batch_stats),
+                network_variables(params, state.batch_stats),
                 x,
                 *inputs,
                 train=True,
@@ -281,7 +284,7 @@ def evaluate(
         x = x.astype(jnp.float32) if normalize_fn is None else normalize_fn(x)
         logits, _ = _logits(apply_fn(variables, x, *inputs, train=False))
         real = batch < count
-        losses = jnp.where(real, _cross_entropies(logits, labels[index]), 0)
+        losses = jnp.where(real, cross_entropies(logits, labels[index]), 0)
         hits = real & (logits.argmax(-1) == labels[index])
         sums = {"loss": losses.sum(), "accuracy": hits.sum().astype(losses.dtype)}
         return jax.tree.map(jnp.add, totals, sums), None
@@ -296,7 +299,8 @@ def _logits(outputs: Any) -> tuple[jax.Array, jax.Array | None]:
     return outputs if isinstance(outputs, tuple) else (outputs, None)
 
 
-def _variables(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
+def network_variables(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
+    """Return what `apply` takes; without the collection of statistics where there are none."""
     return {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
 
 

@@ -108,7 +108,7 @@ def weight_sharing(
 
         def loss_fn(params):
             logits, updated = apply_fn(
-                _variables(params, batch_stats), x, arch, train=True,
+                training.network_variables(params, batch_stats), x, arch, train=True,
                 drop_path_rate=drop_path_rate, mutable=["batch_stats"],
                 rngs={"drop_path": drop_key, "dropout": dropout_key})
             loss = training.cross_entropy(logits, labels)
@@ -169,7 +169,7 @@ def weight_sharing(
 
     def logits_of(state: TrainState, arch: jax.Array, images: jax.Array) -> jax.Array:
         x = images.astype(jnp.float32) if normalize_fn is None else normalize_fn(images)
-        variables = _variables(state.params, state.batch_stats)
+        variables = training.network_variables(state.params, state.batch_stats)
         if statistics == "running":
             return scored(variables, x, arch, train=False)
         return scored(variables, x, arch, train=True, mutable=["batch_stats"])[0]
@@ -244,15 +244,9 @@ def where_used(masks: PyTree, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(choose, new, old, is_leaf=mirrors)
 
 
-def _variables(params: PyTree, batch_stats: PyTree) -> dict[str, PyTree]:
-    return {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
-
-
 def _counts(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return hits [N] bool and cross-entropies [N]."""
-    log_probabilities = jax.nn.log_softmax(logits)
-    losses = -jnp.take_along_axis(log_probabilities, labels[:, None], 1)[:, 0]
-    return logits.argmax(-1) == labels, losses
+    return logits.argmax(-1) == labels, training.cross_entropies(logits, labels)
 
 
 def _means(hits: jax.Array, losses: jax.Array, count: int) -> Metrics:

@@ -69,7 +69,7 @@ def estimate(system: System, config: ChildConfig, dataset: ImageDataset,
     archs = np.asarray(jax.vmap(space.sample)(jax.random.split(jax.random.key(0), 8)))
     costs = [system.final_cost(arch) for arch in archs]
     runs = (count + 1) * config.num_seeds
-    retraining = runs * 2 * np.mean([cost.multiply_adds for cost in costs]) * (
+    retrained = runs * 2 * np.mean([cost.multiply_adds for cost in costs]) * (
         3 * config.retrain_epochs * len(dataset.train_labels) + len(dataset.test_labels))
     return {
         "children_parameters": parameters, "retrained_parameters": final,
@@ -81,9 +81,9 @@ def estimate(system: System, config: ChildConfig, dataset: ImageDataset,
         "small_programs": list(SMALL_PROGRAMS),
         "identity": {stage.name: dict(child_search.identity(stage, config, dataset).recipe)
                      for stage in system.stages},
-        "estimate": {"search_flops": float(search), "retraining_flops": float(retraining),
+        "estimate": {"search_flops": float(search), "retraining_flops": float(retrained),
                      "assumed_flops_a_second": FLOPS,
-                     "gpu_hours": float((search + retraining) / FLOPS / 3600)},
+                     "gpu_hours": float((search + retrained) / FLOPS / 3600)},
     }
 
 

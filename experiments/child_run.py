@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import child_report, child_search, common, retraining
+from experiments import child_report, child_search, common, retraining, searching
 from experiments.child_search import CLOCKS, GROUPS, ChildConfig, MakeTrain, Searches, System
 from jaxnas import evaluators, reporting, search, trials
 
@@ -97,7 +97,7 @@ class _Run:
         self.timer = common.StepTimer()
         self.state: dict[str, Any] = {
             "search": searches.state,
-            "train": trainer.init(jax.random.key(0, impl="rbg")),
+            "train": trainer.init(searching.random_key(0)),
             "accuracies": np.full(len(RETRAINED) * config.num_seeds, np.nan, np.float32),
             "clock": {name: np.zeros((), np.float64) for name in CLOCKS},
         }
@@ -182,48 +182,21 @@ class _Run:
         return found | {"random_networks": list(np.asarray(drawn))}
 
     def _retrain(self) -> bool:
-        config, epochs = self.config, self.config.retrain_epochs
-        base = self._search_steps
-        units = [(group, number, arch) for group, archs in self._archs().items()
-                 for number, arch in enumerate(archs)]
-        total = len(units) * epochs
-        run_key = jax.random.fold_in(jax.random.key(config.seed, impl="rbg"), 3)
-        with self.progress.phase("retrain", total=total, completed=self.step - base) as bar:
-            while self.step - base < total:
-                if self.interrupt.requested:
-                    return False
-                unit, epoch = divmod(self.step - base, epochs)
-                group, number, arch = units[unit]
-                # All groups get the same keys: initial weights, order, augmentation.
-                key = jax.random.fold_in(run_key, number)
-                start = time.perf_counter()
-                if epoch == 0:
-                    self.state["train"] = self.trainer.init(jax.random.fold_in(key, 0))
-                traced = self.system.final_inputs(arch)
-                self.state["train"], info = self.trainer.train_epoch(
-                    jax.random.fold_in(key, 1), self.state["train"], epoch, traced)
-                loss = float(info["loss"].mean())
+        config, base = self.config, self._search_steps
+        runs = [retraining.Retraining(group, number, number, arch, self.system.final_inputs(arch))
+                for group, archs in self._archs().items() for number, arch in enumerate(archs)]
+        total, done = len(runs) * config.retrain_epochs, self.step - base
+        with self.progress.phase("retrain", total=total, completed=done) as bar:
+            for epoch in retraining.train_all(
+                    self.trainer, runs, self.state,
+                    jax.random.fold_in(searching.random_key(config.seed), 3),
+                    epochs=config.retrain_epochs, done=done, metrics=self.directory.metrics,
+                    stop=lambda: self.interrupt.requested):
                 self.step += 1
-                self.directory.metrics.write(
-                    "epoch", epoch=epoch, phase="retrain", run=number, group=group, loss=loss,
-                    train_accuracy=100 * float(info["accuracy"].mean()))
-                if epoch == epochs - 1:
-                    self._test(unit, group, number, arch, traced)
-                self.state["clock"]["retrain"] += time.perf_counter() - start
+                self.state["clock"]["retrain"] += epoch.seconds
                 self._save()
-                bar.advance(1, f"{group} {number} loss {loss:.3f}")
-        return True
-
-    def _test(self, unit: int, group: str, number: int, arch: np.ndarray,
-              traced: jax.Array) -> None:
-        metrics = self.trainer.test(self.state["train"], traced)
-        accuracy, loss = 100 * float(metrics["accuracy"]), float(metrics["loss"])
-        failed = not np.isfinite(loss)
-        self.state["accuracies"][unit] = np.nan if failed else accuracy
-        self.directory.metrics.write(
-            "evaluation", phase="retrain", group=group, run=number, arch=arch.tolist(),
-            test_accuracy=accuracy, test_loss=loss, fitness=accuracy, failed=failed,
-            budget=self.config.retrain_epochs, budget_unit="epochs")
+                bar.advance(1, epoch.text)
+        return self.step - base == total
 
     @property
     def path(self) -> Path:

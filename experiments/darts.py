@@ -158,8 +158,6 @@ class _Run:
         self.programs, self.task, self.trainer = programs, task, trainer
         self.directory, self.progress, self.interrupt = directory, progress, interrupt
         self.timer, self.seconds = common.StepTimer(), {"search": 0.0, "retrain": 0.0}
-        runs = 2 * config.num_seeds
-        self.runs = runs
         history = np.zeros((config.epochs + 1, *space.alphas_shape), np.float32)
         search = task.init()
         history[0] = space.weights(self._one(search.alphas))
@@ -167,7 +165,7 @@ class _Run:
             "search": search,
             "history": history,  # softmax of alphas at the start and after every epoch
             "train": trainer.init(searching.random_key(0)),
-            "accuracies": np.full(runs, np.nan, np.float32),
+            "accuracies": np.full(2 * config.num_seeds, np.nan, np.float32),
             "clock": np.zeros(2, np.float32),  # seconds of search and of retraining so far
         }
         restored = directory.restore(self.state)
@@ -242,49 +240,26 @@ class _Run:
         return np.concatenate([np.stack([found] * self.config.num_seeds), random])
 
     def _retrain(self) -> bool:
-        config, epochs = self.config, self.config.retrain_epochs
-        archs, base = self.archs(), self.task.total_steps
-        total = self.runs * epochs
-        run_key = jax.random.fold_in(searching.random_key(config.seed), 3)
-        with self.progress.phase("retrain", total=total, completed=self.step - base) as bar:
-            while self.step - base < total:
-                if self.interrupt.requested:
-                    return False
-                number, epoch = divmod(self.step - base, epochs)
-                # Found and random cells get the same keys: initial weights, order, augmentation.
-                key = jax.random.fold_in(run_key, number % config.num_seeds)
-                start = time.perf_counter()
-                if epoch == 0:
-                    self.state["train"] = self.trainer.init(jax.random.fold_in(key, 0))
-                arch = jnp.asarray(archs[number]).reshape(2, -1, 2)
-                state, info = self.trainer.train_epoch(
-                    jax.random.fold_in(key, 1), self.state["train"], epoch, arch
-                )
-                loss = float(info["loss"].mean())
-                self.state["train"] = state
+        config, base = self.config, self.task.total_steps
+        runs = [
+            retraining.Retraining("found" if number < config.num_seeds else "random", number,
+                                  number % config.num_seeds, arch,
+                                  jnp.asarray(arch).reshape(2, -1, 2))
+            for number, arch in enumerate(self.archs())
+        ]
+        total, done = len(runs) * config.retrain_epochs, self.step - base
+        with self.progress.phase("retrain", total=total, completed=done) as bar:
+            for epoch in retraining.train_all(
+                self.trainer, runs, self.state,
+                jax.random.fold_in(searching.random_key(config.seed), 3),
+                epochs=config.retrain_epochs, done=done, metrics=self.directory.metrics,
+                stop=lambda: self.interrupt.requested,
+            ):
                 self.step += 1
-                kind = "found" if number < config.num_seeds else "random"
-                self.directory.metrics.write(
-                    "epoch", epoch=epoch, phase="retrain", run=number, group=kind, loss=loss,
-                    train_accuracy=100 * float(info["accuracy"].mean()),
-                )
-                if epoch == epochs - 1:
-                    self._test(number, kind, archs[number], arch)
-                self.state["clock"][1] += time.perf_counter() - start
+                self.state["clock"][1] += epoch.seconds
                 self.directory.save(self.step, self.state)
-                bar.advance(1, f"{kind} {number % config.num_seeds} loss {loss:.3f}")
-        return True
-
-    def _test(self, number: int, kind: str, arch: np.ndarray, traced: jax.Array) -> None:
-        metrics = self.trainer.test(self.state["train"], traced)
-        accuracy = 100 * float(metrics["accuracy"])
-        failed = not np.isfinite(float(metrics["loss"]))
-        self.state["accuracies"][number] = accuracy
-        self.directory.metrics.write(
-            "evaluation", arch=arch.tolist(), group=kind, run=number, test_accuracy=accuracy,
-            test_loss=float(metrics["loss"]), fitness=accuracy, failed=failed, budget_unit="epochs",
-            budget=self.config.retrain_epochs,
-        )
+                bar.advance(1, epoch.text)
+        return self.step - base == total
 
     def _report(self, complete: bool) -> None:
         config, path = self.config, self.directory.path

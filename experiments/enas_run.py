@@ -142,43 +142,24 @@ class Run:
         return np.concatenate([np.stack([found] * self.config.num_seeds), self.random])
 
     def _retrain(self) -> bool:
-        config, epochs = self.config, self.config.retrain_epochs
-        archs, base = self.archs(), config.epochs + 1
-        total = self.runs * epochs
-        run_key = jax.random.fold_in(searching.random_key(config.seed), 3)
-        with self.progress.phase("retrain", total=total, completed=self.step - base) as bar:
-            while self.step - base < total:
-                if self.interrupt.requested:
-                    return False
-                number, epoch = divmod(self.step - base, epochs)
-                # Found and random ones get the same keys: initial weights, order, augmentation.
-                key = jax.random.fold_in(run_key, number % config.num_seeds)
-                start = time.perf_counter()
-                if epoch == 0:
-                    self.state["train"] = self.trainer.init(jax.random.fold_in(key, 0))
-                arch = jnp.asarray(archs[number])
-                self.state["train"], info = self.trainer.train_epoch(
-                    jax.random.fold_in(key, 1), self.state["train"], epoch, arch)
-                loss = float(info["loss"].mean())
+        config, base = self.config, self.config.epochs + 1
+        runs = [
+            retraining.Retraining("found" if number < config.num_seeds else "random", number,
+                                  number % config.num_seeds, arch, jnp.asarray(arch))
+            for number, arch in enumerate(self.archs())]
+        total, done = len(runs) * config.retrain_epochs, self.step - base
+        with self.progress.phase("retrain", total=total, completed=done) as bar:
+            for epoch in retraining.train_all(
+                    self.trainer, runs, self.state,
+                    jax.random.fold_in(searching.random_key(config.seed), 3),
+                    epochs=config.retrain_epochs, done=done, metrics=self.directory.metrics,
+                    stop=lambda: self.interrupt.requested):
                 self.step += 1
-                kind = "found" if number < config.num_seeds else "random"
-                self.directory.metrics.write(
-                    "epoch", epoch=epoch, phase="retrain", run=number, group=kind, loss=loss,
-                    train_accuracy=100 * float(info["accuracy"].mean()))
-                if epoch == epochs - 1:
-                    metrics = self.trainer.test(self.state["train"], arch)
-                    accuracy = 100 * float(metrics["accuracy"])
-                    self.state["accuracies"][number] = accuracy
-                    self.directory.metrics.write(
-                        "evaluation", arch=archs[number].tolist(), group=kind, run=number,
-                        phase="retrain", test_accuracy=accuracy, fitness=accuracy,
-                        failed=not np.isfinite(float(metrics["loss"])), budget_unit="epochs",
-                        budget=epochs)
-                self.state["clock"][1] += time.perf_counter() - start
-                if epoch == epochs - 1 or config.retrain_epochs > 50:
+                self.state["clock"][1] += epoch.seconds
+                if epoch.last or config.retrain_epochs > 50:
                     self.directory.save(self.step, self.state)
-                bar.advance(1, f"{kind} {number % config.num_seeds} loss {loss:.3f}")
-        return True
+                bar.advance(1, epoch.text)
+        return self.step - base == total
 
     def ranking(self) -> tuple[np.ndarray, np.ndarray]:
         """Return percent by shared weights and trained alone, of the found and the random archs."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import searching
 from experiments.enas_controller import make_controller, regularised
 from experiments.programs import Programs
 from jaxnas import data, fast_keys, objectives, search
@@ -88,7 +89,8 @@ def make_shared_network(
     if isinstance(space, ENASMacro):
         return OneShot(space, space.traced_network(dropout_rate=dropout, **options))
     return OneShot(space, SharedMicroNetwork(
-        num_blocks=space.num_blocks, cells_per_stage=config.layers // 3, dropout=dropout,
+        num_blocks=space.num_blocks, cells_per_stage=config.layers // 3,
+        dropout_rate=dropout,
         **options))
 
 
@@ -286,11 +288,7 @@ def check_search(config: Any, dataset: ImageDataset, splits: Validation) -> None
     Raises:
       ValueError: one sentence.
     """
-    height, width = dataset.image_shape[:2]
-    if height % 4 or width % 4:
-        raise ValueError(
-            f"images of {dataset.name} are {height}x{width}; the two reductions need height and "
-            "width divisible by 4: crop or pad them.")
+    searching.check_image_size(dataset)
     if config.batch_size > len(splits.train):
         raise ValueError(f"batch_size must be at most {len(splits.train)}, the images that train "
                          f"the shared weights, got {config.batch_size}.")

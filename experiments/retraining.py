@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import memory
 from experiments.programs import Programs
 from experiments.searching import random_key
 from experiments.settings import DatasetConfig
-from jaxnas import data, training
+from jaxnas import data, reporting, training
 from jaxnas.data import ImageDataset
 from jaxnas.training import TrainState
 
@@ -128,6 +130,70 @@ def make_trainer(
         lambda state, *arch: test_program(state, *held_out, *arch),
         shape,
     )
+
+
+class Retraining(NamedTuple):
+    """One network to train from scratch and test."""
+
+    group: str
+    number: int          # in metrics.jsonl
+    seed: int            # equal seeds: equal initial weights, order of images and augmentation
+    arch: np.ndarray     # [L], as metrics.jsonl has it
+    inputs: jax.Array    # the architecture as the network takes it
+
+
+class Epoch(NamedTuple):
+    """An epoch of a retraining that has just ended."""
+
+    text: str       # for a progress bar
+    seconds: float
+    last: bool      # of its network, which has been tested
+
+
+def train_all(
+    trainer: Trainer, runs: Sequence[Retraining], state: dict[str, Any], key: jax.Array, *,
+    epochs: int, done: int, metrics: reporting.MetricsWriter, stop: Callable[[], bool],
+) -> Iterator[Epoch]:
+    """Train networks one after the other, an epoch at a time, each tested after its last.
+
+    Args:
+      trainer: of `make_trainer`.
+      runs: R networks.
+      state: its "train" (a `TrainState`) and "accuracies" [R] (percent; of a network that diverged
+        too) are kept up to date; the caller saves them.
+      key: of everything random.
+      epochs: of each network.
+      done: epochs of all networks together that `state` has behind it.
+      metrics: gets "epoch" and "evaluation" lines.
+      stop: asked before an epoch; True ends the iteration.
+
+    Yields:
+      What the epoch was, after it.
+    """
+    for position in range(done, len(runs) * epochs):
+        if stop():
+            return
+        number, epoch = divmod(position, epochs)
+        run, last = runs[number], epoch == epochs - 1
+        run_key = jax.random.fold_in(key, run.seed)
+        facts = {"phase": "retrain", "run": run.number, "group": run.group}
+        start = time.perf_counter()
+        if epoch == 0:
+            state["train"] = trainer.init(jax.random.fold_in(run_key, 0))
+        state["train"], info = trainer.train_epoch(
+            jax.random.fold_in(run_key, 1), state["train"], epoch, run.inputs)
+        loss = float(info["loss"].mean())
+        metrics.write("epoch", epoch=epoch, loss=loss,
+                      train_accuracy=100 * float(info["accuracy"].mean()), **facts)
+        if last:
+            tested = trainer.test(state["train"], run.inputs)
+            accuracy, test_loss = 100 * float(tested["accuracy"]), float(tested["loss"])
+            state["accuracies"][number] = accuracy
+            metrics.write(
+                "evaluation", arch=run.arch.tolist(), test_accuracy=accuracy, test_loss=test_loss,
+                fitness=accuracy, failed=not np.isfinite(test_loss), budget=epochs,
+                budget_unit="epochs", **facts)
+        yield Epoch(f"{run.group} {run.seed} loss {loss:.3f}", time.perf_counter() - start, last)
 
 
 def verdict(found: float, random: float) -> str:

@@ -214,8 +214,8 @@ def entropy(alphas: jax.Array) -> float:
     return float(bits.mean())
 
 
-def check_search(config: Any, dataset: ImageDataset, splits: Splits) -> None:
-    """Check what must fit together before anything is compiled.
+def check_image_size(dataset: ImageDataset) -> None:
+    """Check that two reductions can halve the images.
 
     Raises:
       ValueError: one sentence.
@@ -226,6 +226,15 @@ def check_search(config: Any, dataset: ImageDataset, splits: Splits) -> None:
             f"images of {dataset.name} are {height}x{width}; the two reductions need height and "
             "width divisible by 4: crop or pad them."
         )
+
+
+def check_search(config: Any, dataset: ImageDataset, splits: Splits) -> None:
+    """Check what must fit together before anything is compiled.
+
+    Raises:
+      ValueError: one sentence.
+    """
+    check_image_size(dataset)
     for name, indices in splits._asdict().items():
         if config.batch_size > len(indices):
             raise ValueError(

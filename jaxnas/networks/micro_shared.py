@@ -34,8 +34,8 @@ from jax import lax
 
 from jaxnas.genotypes import CELL_OPERATIONS
 from jaxnas.networks import primitives
-from jaxnas.networks.chain import check_no_drop_path, he_normal
-from jaxnas.networks.depthwise import METHODS, depthwise
+from jaxnas.networks.chain import check_no_drop_path, check_options, he_normal
+from jaxnas.networks.depthwise import depthwise
 from jaxnas.networks.extraction import Arrays
 from jaxnas.networks.mixed import POOLS
 from jaxnas.networks.network import check_image
@@ -64,7 +64,7 @@ class SharedMicroNetwork(nn.Module):
       cells_per_stage: normal cells of a stage; a reduction cell leads the second and the third. The
         released code's L is three times this.
       num_classes: outputs of the classifier, which has no bias.
-      dropout: rate before the classifier, read from the "dropout" random stream.
+      dropout_rate: before the classifier, read from the "dropout" random stream.
       axis_name: mapped axis over which batch statistics are synchronised; None is per replica.
       method: of `depthwise`.
       unroll: whether to compile each cell of a stage by itself.
@@ -75,7 +75,7 @@ class SharedMicroNetwork(nn.Module):
     features: int = 20
     cells_per_stage: int = 2
     num_classes: int = 10
-    dropout: float = 0.0
+    dropout_rate: float = 0.0
     axis_name: str | None = None
     method: str = "shifts"
     unroll: bool = False
@@ -88,13 +88,11 @@ class SharedMicroNetwork(nn.Module):
         if not self._sizes:
             raise ValueError(f"operations must have one of {tuple(_KERNELS)}, else there are no "
                              f"weights to share, got {names}.")
-        for name in ("num_blocks", "features", "cells_per_stage", "num_classes"):
+        for name in ("num_blocks", "features", "cells_per_stage"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {self.method!r}.")
+        check_options(num_classes=self.num_classes, method=self.method,
+                      dropout_rate=self.dropout_rate)
         super().__post_init__()
 
     @property
@@ -163,7 +161,7 @@ class SharedMicroNetwork(nn.Module):
             (_, current, _), _ = lax.scan(step, (before, current, after), (params, rows),
                                           unroll=len(rows) if self.unroll else 1)
         pooled = jax.nn.relu(current).mean((1, 2))
-        pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
+        pooled = nn.Dropout(self.dropout_rate, deterministic=not train)(pooled)
         return nn.Dense(self.num_classes, use_bias=False, kernel_init=he_normal(width),
                         name="head")(pooled)
 

@@ -270,7 +270,7 @@ def test_the_number_of_parameters_in_closed_form(blocks):
 
 
 def test_there_are_no_running_statistics_and_the_classifier_is_dropped_out():
-    network = SharedMicroNetwork(num_blocks=1, cells_per_stage=1, dropout=0.5, **SMALL)
+    network = SharedMicroNetwork(num_blocks=1, cells_per_stage=1, dropout_rate=0.5, **SMALL)
     params = shapes_of(network)["params"]
 
     def run(params, train):
@@ -305,7 +305,8 @@ def test_masks_may_be_traced():
     ({"features": 0}, "features must be 1 or more"),
     ({"cells_per_stage": 0}, "cells_per_stage must be 1 or more"),
     ({"num_classes": 0}, "num_classes must be 1 or more"),
-    ({"dropout": 1.0}, "dropout must be in"), ({"method": "fft"}, "method must be one of"),
+    ({"dropout_rate": 1.0}, "dropout_rate must be in"),
+    ({"method": "fft"}, "method must be one of"),
 ])
 def test_options_are_checked(options, words):
     with pytest.raises(ValueError, match=words):

@@ -1,7 +1,7 @@
 """The words that the layers share: shape letters, protocols, and what an optimiser is made of.
 
-Shape letters: B architectures asked, P population, L decisions, E edges of a cell, O operations,
-K kernel size or inner steps; images are x [N, H, W, C].
+Shape letters: B architectures asked, P population, L decisions, M objectives, E edges of a cell,
+O operations, K kernel size or inner steps; images are x [N, H, W, C].
 
 A discrete search is a search space, a searcher and an evaluator, which never see each other; what
 they share is `archs` [B, L] int32. Fitness is maximised, and NaN means that an evaluation failed.
@@ -86,14 +86,17 @@ class Searcher(NamedTuple):
       init: (key) -> state.
       ask: (key, state) -> archs [B, L] int32; changes nothing.
       tell: (key, state, archs [B, L], fitness [B]) -> (state, info): info holds scalars worth
-        logging. A fitness that is NaN never wins.
+        logging. A fitness that is NaN never wins. Where a front is searched for (`nsga2`), fitness
+        is [B, M], every column is maximised, and a NaN in any of them means failed.
       batch_size: B.
+      capacity: evaluations that its state has room for, or None: any number.
     """
 
     init: Callable[[jax.Array], PyTree]
     ask: Callable[[jax.Array, PyTree], jax.Array]
     tell: Callable[[jax.Array, PyTree, jax.Array, jax.Array], tuple[PyTree, Info]]
     batch_size: int
+    capacity: int | None = None
 
 
 class Evaluator(Protocol):
@@ -107,7 +110,10 @@ class Evaluator(Protocol):
 
 
 class Objective(Protocol):
-    """What is searched for: {name: [B]} -> fitness [B] float32, to be maximised."""
+    """What is searched for: {name: [B]} -> fitness [B] float32, to be maximised.
+
+    Several objectives at once are [B, M], see `objectives.vector`.
+    """
 
     def __call__(self, metrics: Metrics) -> jax.Array: ...
 
@@ -128,6 +134,20 @@ class Policy(NamedTuple):
     sample: Callable[[jax.Array, PyTree], jax.Array]
     log_prob: Callable[[PyTree, jax.Array], jax.Array]
     entropy: Callable[[PyTree, jax.Array], jax.Array]
+
+
+class Surrogate(NamedTuple):
+    """A model of fitness, from architectures that were evaluated, for sequential searchers.
+
+    Attributes:
+      fit: (key, archs [N, L] int32, fitness [N], mask [N] bool) -> model, a pytree. The mask says
+        which rows were evaluated; the fitness of the others may be anything, that of these is
+        finite.
+      predict: (model, archs [M, L]) -> (mean [M], std [M]) of the fitness, float32.
+    """
+
+    fit: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], PyTree]
+    predict: Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class LossFunction(Protocol):

@@ -7,7 +7,9 @@ Of a `search.History` with one architecture a step, they are rows such as `fitne
 import jax
 import jax.numpy as jnp
 
-from jaxnas import encodings
+from jaxnas.encodings import first_seen
+
+__all__ = ["first_seen", "incumbents", "within_budget"]
 
 
 def incumbents(fitness: jax.Array) -> jax.Array:
@@ -23,19 +25,6 @@ def incumbents(fitness: jax.Array) -> jax.Array:
         return tuple(jnp.where(wins, b, a) for a, b in zip(first, second))
 
     return jax.lax.associative_scan(better, (fitness, numbers))[1]
-
-
-def first_seen(archs: jax.Array, num_choices: tuple[int, ...]) -> jax.Array:
-    """Tell which evaluations are of an arch that was not evaluated before: [N, L] -> [N] bool.
-
-    Give canonical archs, and isomorphic ones count as one.
-    """
-    words = encodings.words(archs, num_choices)
-    order = jnp.lexsort(tuple(words[:, i] for i in reversed(range(words.shape[1]))))  # stable
-    ordered = words[order]
-    new = jnp.any(ordered[1:] != ordered[:-1], axis=-1)
-    new = jnp.concatenate([jnp.ones(1, bool), new])
-    return jnp.zeros_like(new).at[order].set(new)
 
 
 def within_budget(*, new: jax.Array | None = None, unique: float | jax.Array | None = None,

@@ -34,10 +34,14 @@ class SearchState(NamedTuple):
 
 
 class History(NamedTuple):
-    """What was asked, and what came of it; T steps of B architectures each."""
+    """What was asked, and what came of it; T steps of B architectures each.
+
+    Of a search for a front (`objectives.vector`) fitness is [T, B, M], and a row with a NaN in any
+    column has failed; `jaxnas.pareto` says what is on the front.
+    """
 
     archs: jax.Array    # [T, B, L] int32
-    fitness: jax.Array  # [T, B] float32; NaN: failed
+    fitness: jax.Array  # [T, B] or [T, B, M] float32; NaN: failed
     metrics: Metrics    # name -> [T, B]
     info: Info          # name -> [T], from the searcher
 
@@ -58,9 +62,9 @@ def advance(state: SearchState, searcher: Searcher, evaluator: Evaluator, object
     """Take `num_steps` steps as one scan; the evaluator must be traceable.
 
     Raises:
-      ValueError: num_steps is below 1.
+      ValueError: num_steps is below 1, or more than a searcher's capacity has room for.
     """
-    _check_num_steps(num_steps)
+    _check_num_steps(num_steps, searcher)
     draw, ask = hoisting.split(searcher.ask, state.key, state.searcher)
     archs_shape = jax.eval_shape(searcher.ask, state.key, state.searcher)
     fitness_shape = jax.eval_shape(
@@ -106,9 +110,13 @@ def advance(state: SearchState, searcher: Searcher, evaluator: Evaluator, object
     return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *histories)
 
 
-def _check_num_steps(num_steps: int) -> None:
+def _check_num_steps(num_steps: int, searcher: Searcher) -> None:
     if num_steps < 1:
         raise ValueError(f"num_steps must be 1 or more, got {num_steps}.")
+    evaluations = num_steps * searcher.batch_size
+    if searcher.capacity is not None and evaluations > searcher.capacity:
+        raise ValueError(f"the searcher's capacity must be at least {evaluations}, the evaluations "
+                         f"of num_steps, got {searcher.capacity}.")
 
 
 def _block_length(num_steps: int) -> int:
@@ -150,9 +158,9 @@ def run_on_host(
       The state and the history of the steps taken here.
 
     Raises:
-      ValueError: num_steps is below 1.
+      ValueError: num_steps is below 1, or more than a searcher's capacity has room for.
     """
-    _check_num_steps(num_steps)
+    _check_num_steps(num_steps, searcher)
     ask, tell = jax.jit(searcher.ask), jax.jit(searcher.tell)
     taken = []
     for _ in range(num_steps):

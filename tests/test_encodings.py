@@ -84,3 +84,38 @@ def test_one_hot_against_a_loop(num_choices):
     encoded = encodings.one_hot(archs, num_choices)
     assert encoded.dtype == jnp.float32
     np.testing.assert_array_equal(encoded, expected)
+
+
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # NAS-Bench-201's
+ROUTES = ((3,), (0, 4), (1, 5), (0, 2, 5))  # the same as edges
+
+
+@pytest.mark.parametrize("absent, count", [(None, 180), (0, 100)])
+def test_paths_are_those_of_a_walk(absent, count):
+    archs = random_archs((5,) * 6, 50)
+    features = np.asarray(jax.jit(
+        lambda a: encodings.paths(a, EDGES, (5,) * 6, absent=absent))(archs))
+    assert features.shape == (50, count) and set(np.unique(features)) == {0, 1}
+    sets = []
+    for arch in archs:
+        walks = [tuple(arch[list(route)]) for route in ROUTES]
+        sets.append({walk for walk in walks if absent is None or absent not in walk})
+    np.testing.assert_array_equal(
+        features.sum(1), [sum(absent is None or absent not in arch[list(route)]
+                              for route in ROUTES) for arch in archs])
+    for i, j in itertools.combinations(range(50), 2):
+        if sets[i] != sets[j]:  # routes apart, equal features mean equal walks
+            assert (features[i] != features[j]).any()
+
+
+def test_paths_ignore_what_leads_nowhere():
+    dead = np.array([[0, 1, 2, 3, 4, 1], [0, 1, 3, 3, 1, 1]], np.int32)  # nothing reaches node 1
+    first, second = encodings.paths(jnp.asarray(dead), EDGES, (5,) * 6, absent=0)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_paths_refuse_other_edges():
+    with pytest.raises(ValueError, match="edges must be 3 pairs"):
+        encodings.paths(jnp.zeros(3, jnp.int32), EDGES, (2,) * 3)
+    with pytest.raises(ValueError, match="from < to"):
+        encodings.paths(jnp.zeros(1, jnp.int32), ((1, 1),), (2,))

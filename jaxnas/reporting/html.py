@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxnas.reporting import fronts
 from jaxnas.reporting import metrics as metrics_file
 from jaxnas.reporting.result import Metric, Result, Summary, read_object, read_result
 
@@ -45,6 +46,10 @@ th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var
 th { color: var(--soft); font-weight: 600; } td.number, th.number { text-align: right; }
 table.facts td:first-child { white-space: nowrap; color: var(--soft); }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 0 34px; }
+svg.front { width: 100%; height: auto; font-size: 13px; fill: var(--soft); }
+.front line { stroke: var(--line); } .front circle:hover { stroke: var(--ink); stroke-width: 2; }
+.front .on { fill: var(--blue); } .front .off { fill: #b9bfc8; }
+.front .true { fill: none; stroke: var(--ink); stroke-dasharray: 5 4; }
 figure { margin: 0 0 20px; } figure img { max-width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: 13px; }
 pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px;
@@ -76,7 +81,8 @@ def write_report(directory: str | os.PathLike[str]) -> Path:
                 and min(len(metric.found["values"]), len(metric.random["values"])) > 1]
     body = [_headline(result), *(_verdict(name, result.metrics[name])
                                  for name in compared or list(result.metrics)[:1]),
-            _metrics_table(result), _architecture(directory, result), _drawings(directory),
+            _metrics_table(result), _front(directory), _architecture(directory, result),
+            _drawings(directory),
             _cost(result), _history(lines), _again(directory, result), _configuration(config),
             _checklist(directory)]
     page = (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -234,6 +240,17 @@ def _metrics_table(result: Result) -> str:
     return _section("Metrics", _table(("metric", "found", "random", "optimum", "published"), rows,
                                       numbers=4)
                     + "<h3>Every seed</h3>" + _table((), seeds))
+
+
+def _front(directory: Path) -> str:
+    path = directory / fronts.FILE
+    if not path.is_file():
+        return ""
+    value = read_object(path)
+    header, rows = fronts.front_table(value)
+    return _section("Front", "<p>Point at a network to see which it is; blue is the front that was "
+                    "found, grey what it dominates, the dashed line the true front.</p>\n"
+                    + fronts.front_svg(value) + _table(header, rows))
 
 
 def _architecture(directory: Path, result: Result) -> str:

@@ -101,3 +101,17 @@ PUBLISHED_TEXT: Mapping[str, PublishedText] = MappingProxyType({
         "sep3 0, dil5 1 | skip 0, dil3 2 | sep3 1, skip 0 | sep3 1, skip 0",
         "max 0, max 1 | max 0, skip 2 | skip 3, max 0 | skip 2, max 0"),
 })
+
+# Recurrent cells: `activation source` a node, source 0 is the state made of input and hidden state;
+# and the nodes whose mean is the output, None for all.
+RECURRENT_TEXT: Mapping[str, tuple[str, tuple[int, ...] | None]] = MappingProxyType({
+    "DARTS_RNN_V1": (  # first order, 1806.09055, quark0/darts rnn/genotypes.py
+        "relu 0|relu 1|tanh 2|relu 3|relu 4|identity 1|relu 5|relu 1", None),
+    "DARTS_RNN_V2": (  # second order
+        "sigmoid 0|relu 1|relu 1|identity 1|tanh 2|sigmoid 5|tanh 3|relu 5", None),
+    "ENAS_RNN": (  # 1802.03268, the arc 0 2 1 0 2 1 2 2 4 0 5 0 3 2 6 2 of enas_lm
+        "sigmoid 0|tanh 1|relu 2|sigmoid 2|tanh 4|tanh 5|sigmoid 3|sigmoid 6", None),
+    "ENAS_RNN_DARTS": (  # the paper's cell as quark0/darts has it
+        "tanh 0|tanh 1|relu 1|tanh 3|tanh 3|relu 3|relu 4|relu 7|relu 8|relu 8|relu 8",
+        (2, 5, 6, 9, 10, 11)),
+})

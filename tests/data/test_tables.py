@@ -6,6 +6,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxnas import data, encodings
 from jaxnas.data import table as table_module
@@ -91,6 +92,22 @@ def test_nasbench201_metrics_belong_to_their_rows(nasbench201):
     valid, test, longest = ranks.values()
     assert abs(np.corrcoef(valid, longest)[0, 1] - 0.771) < 0.002
     assert np.corrcoef(test, longest)[0, 1] > 0.85
+
+
+@pytest.mark.parametrize("metric, least, most, rank_correlation", [
+    ("edgegpu_latency_ms", 0.50138, 11.6927, 0.491), ("edgegpu_energy_mj", 2.05919, 48.7804, 0.550),
+    ("raspi4_latency_ms", 0.0112835, 98.8875, 0.873),
+    ("edgetpu_latency_ms", 0.346546, 2.23806, 0.298),
+    ("pixel3_latency_ms", 0.00327686, 36.7665, 0.841),
+    ("eyeriss_latency_ms", 1.67954, 10.5269, 0.543), ("eyeriss_energy_mj", 0.346965, 2.22624, 0.67),
+    ("fpga_latency_ms", 1.13296, 8.67856, 0.938), ("fpga_energy_mj", 7.93072, 60.7500, 0.938)])
+def test_nasbench201_costs_of_six_devices(nasbench201, metric, least, most, rank_correlation):
+    # multiply-adds predict the latency of some devices well, and of others hardly
+    costs, work = nasbench201.metric(metric), nasbench201.metric("cifar10_flops_m")
+    known = np.isfinite(costs)
+    assert known.sum() == (10_926 if metric.startswith("edgetpu") else 15_625)
+    np.testing.assert_allclose((np.nanmin(costs), np.nanmax(costs)), (least, most), rtol=1e-5)
+    assert abs(stats.spearmanr(costs[known], work[known])[0] - rank_correlation) < 0.001
 
 
 def test_nasbench201_marks_of_failure_are_nan(nasbench201):

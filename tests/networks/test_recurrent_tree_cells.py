@@ -1,0 +1,70 @@
+"""Tree cells of NAS with RL: TensorFlow's NASCell by hand, and one program for all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnas.networks import recurrent
+from jaxnas.networks.recurrent_tree import NAS_CELL, FixedTree, TracedTree
+from jaxnas.search_spaces import NASRLRNN
+
+T, B, E, H = 4, 3, 5, 6
+unroll = jax.jit(recurrent.unroll, static_argnames="cell")
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (T, B, E))
+H0, C0 = jax.random.normal(jax.random.key(2), (2, B, H))
+
+
+def parameters(cell, scale):
+    """Large enough for the activations to matter."""
+    return jax.tree.map(lambda p: scale * p, cell.init(KEY, E))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def nas_cell(params, x, h, c):
+    """TensorFlow's NASCell, line by line as in its code."""
+    a = np.split(np.asarray(x @ params["input"], np.float64), 8, -1)
+    m = np.split(np.asarray(h @ params["recurrent"], np.float64), 8, -1)
+    relu = lambda v: np.maximum(v, 0)  # noqa: E731
+    l1 = [sigmoid(a[0] + m[0]), relu(a[1] + m[1]), sigmoid(a[2] + m[2]), relu(a[3] * m[3]),
+          np.tanh(a[4] + m[4]), sigmoid(a[5] + m[5]), np.tanh(a[6] + m[6]), sigmoid(a[7] + m[7])]
+    l2 = [np.tanh(l1[0] * l1[1]), np.tanh(l1[2] + l1[3]), np.tanh(l1[4] * l1[5]),
+          sigmoid(l1[6] + l1[7])]
+    l2[0] = np.tanh(l2[0] + c)
+    new_c = l2[0] * l2[1]
+    return np.tanh(new_c * np.tanh(l2[2] + l2[3])), new_c
+
+
+def test_nas_cell_is_its_equations():
+    cell = FixedTree(NAS_CELL, H)
+    params = parameters(cell, 12.0)
+    state, outputs = unroll(cell, params, X, (H0, C0))
+    h, c = np.asarray(H0, np.float64), np.asarray(C0, np.float64)
+    for t in range(T):
+        h, c = nas_cell(params, np.asarray(X[t]), h, c)
+        np.testing.assert_allclose(outputs[t], h, atol=5e-6)
+    np.testing.assert_allclose(state[1], c, atol=5e-6)
+
+
+def test_one_program_for_all_trees():
+    space, traced = NASRLRNN(), TracedTree(H)
+    params = parameters(traced, 4.0)
+    archs = jax.vmap(space.sample)(jax.random.split(KEY, 3)).at[0].set(jnp.array(NAS_CELL))
+    found = jax.jit(jax.vmap(
+        lambda arch: unroll(traced, params, X, (H0, C0), inputs=(arch,))))(archs)
+    for number, arch in enumerate(archs):
+        wanted = unroll(space.cell(arch, hidden_size=H), params, X, (H0, C0))
+        np.testing.assert_allclose(found[1][number], wanted[1], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found[0][1][number], wanted[0][1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: TracedTree(-1), "hidden_size"), (lambda: FixedTree(NAS_CELL[1:], 4), "34 integers"),
+    (lambda: FixedTree((*NAS_CELL[:-1], 15), 4), "34 integers")])
+def test_wrong_cells_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -5,24 +5,27 @@ that a constrained search can afford it. `count_parameters` asks the built netwo
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 
+from jaxnas.base import Evaluator, Metrics
 from jaxnas.networks import layer_costs
 from jaxnas.networks.layer_costs import Cost
+from jaxnas.networks.morphable import MorphableNetwork
 from jaxnas.networks.network import Network
 from jaxnas.networks.operations import FactorizedReduce, Operation, ReLUConvBN, operation_factory
 from jaxnas.networks.pair_network import PairNetwork
 from jaxnas.networks.supernet import reduction_layers
 
-__all__ = ["Cost", "cost", "count_parameters", "layer_by_layer"]
+__all__ = ["Cost", "cost", "count_parameters", "layer_by_layer", "with_costs"]
 
 Shape = tuple[int, int, int]  # H, W, C
+AnyNetwork = Network | PairNetwork | MorphableNetwork
 
 
-def cost(network: Network | PairNetwork, shape: Shape = (32, 32, 3)) -> Cost:
+def cost(network: AnyNetwork, shape: Shape = (32, 32, 3)) -> Cost:
     """Return parameters and multiply-adds of a fixed network, by closed form.
 
     Multiply-adds are those of convolutions and dense layers for one image. The auxiliary head is
@@ -40,7 +43,7 @@ def cost(network: Network | PairNetwork, shape: Shape = (32, 32, 3)) -> Cost:
 
 
 def layer_by_layer(
-    network: Network | PairNetwork, shape: Shape = (32, 32, 3)
+    network: AnyNetwork, shape: Shape = (32, 32, 3)
 ) -> Iterator[tuple[str, Cost]]:
     """Return names and costs of the layers; arguments as in `cost`.
 
@@ -53,7 +56,7 @@ def layer_by_layer(
     return network.costs(shape)
 
 
-def count_parameters(network: Network | PairNetwork, shape: Shape = (32, 32, 3)) -> int:
+def count_parameters(network: AnyNetwork, shape: Shape = (32, 32, 3)) -> int:
     """Count the parameters of the built network, without allocating them.
 
     Args:
@@ -63,6 +66,31 @@ def count_parameters(network: Network | PairNetwork, shape: Shape = (32, 32, 3))
     images = jnp.zeros((1, *shape))
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0), images, train=False))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def with_costs(evaluator: Evaluator, **costs: Callable[[jax.Array], jax.Array]) -> Evaluator:
+    """Return an evaluator that gives costs beside its metrics, so that objectives may weigh them.
+
+        latency = jaxnas.latency.mobile_latency(grid, ...)
+        evaluator = with_costs(evaluator, latency_ms=latency, params=space.num_parameters)
+        objective = objectives.mnasnet_reward("accuracy", "latency_ms", target=2.0)
+
+    Args:
+      evaluator: (key, archs [B, L]) -> metrics; traceable if it and the costs are.
+      **costs: name of a metric -> archs [B, L] -> [B].
+
+    Raises:
+      ValueError: by the evaluator, if it has a metric of such a name.
+    """
+    def evaluate(key: jax.Array, archs: jax.Array) -> Metrics:
+        metrics = evaluator(key, archs)
+        for name in costs:
+            if name in metrics:
+                raise ValueError(f"the evaluator has a metric {name!r} of its own; give the cost "
+                                 "another name.")
+        return {**metrics, **{name: cost(archs) for name, cost in costs.items()}}
+
+    return evaluate
 
 
 def _darts(network: Network, shape: Shape) -> Iterator[tuple[str, Cost]]:

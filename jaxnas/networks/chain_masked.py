@@ -9,7 +9,8 @@ FLOPs and memory are those of the largest, densest architecture at stride 1, whi
 l has K J (C' + l F) F multiply-adds a pixel, K, J and F the largest choices. 15 layers of the
 paper's choices are 2e7 a pixel, some 14 times the mean of uniformly drawn architectures. There is
 no branch, so that `vmap` over architectures costs no more for each; it makes every convolution a
-grouped one.
+grouped one. With a `depth`, one program serves chains of every length up to L: layers behind it
+are branches not taken, which cost nothing unless under `vmap`.
 """
 
 import functools
@@ -58,10 +59,19 @@ class TracedFilterNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, arch: jax.Array, *, train: bool,
+        self, x: jax.Array, arch: jax.Array, depth: jax.Array | None = None, *, train: bool,
         drop_path_rate: float | jax.Array = 0.0
     ) -> jax.Array:
-        """Classify images [N, H, W, C']; arch [D] int32 may be traced, see the macro network."""
+        """Classify images.
+
+        Args:
+          x: [N, H, W, C'].
+          arch: [D] int32, may be traced; decisions out of range are clamped.
+          depth: [] int32 in [1, L], may be traced: only the first layers exist, whose decisions
+            begin `arch`; the others are not read. None: all.
+          train: use batch statistics and update the running ones ("batch_stats" mutable).
+          drop_path_rate: must be the number 0.
+        """
         check_no_drop_path(drop_path_rate)
         columns = self.choices.columns
         check_length(arch, self.num_layers, len(columns))
@@ -76,34 +86,51 @@ class TracedFilterNetwork(nn.Module):
         maps: list[jax.Array] = []
         sizes: list[jax.Array] = []  # [2], height and width of each map
         for number in range(self.num_layers):
-            bits = skips[number, :number]
-            none = ~jnp.any(bits > 0)
-            inputs = jnp.concatenate(
-                [x * none.astype(x.dtype),
-                 *(value * bits[i].astype(x.dtype) for i, value in enumerate(maps))], -1)
-            size = _largest([image, *sizes], [none, *(bits > 0)])
-            steps = jnp.stack([strides[0][number], strides[1][number]])
             kernel_shape = (tall, wide, x.shape[-1] + number * most, most)
             initial = he_normal(math.prod(kernel_shape[:3]))
             kernel = self.param(f"kernel_{number}", initial, kernel_shape)
-            kernel = kernel * _centre(tall, values[0][number])[:, None, None, None]
-            kernel = kernel * _centre(wide, values[1][number])[:, None, None]
-            value = dense_convolution(inputs, kernel.astype(x.dtype), method=self.method)
-            mask = None
-            if self.choices.strides != (1,):
-                size = (size + steps - 1) // steps
-                value, mask = _subsample(value, steps, size)
-            sizes.append(size)
-            width = (jnp.arange(most) < values[-1][number]).astype(x.dtype)
             params = self.param(f"norm_{number}", lambda _: initial_affine(most))
             stats = self.variable("batch_stats", f"norm_{number}", initial_moments, most)
-            value, new = norm(value, params, stats.value, mask=mask)
+
+            def layer(kernel, params, stats, maps, sizes, number=number):
+                bits = skips[number, :number]
+                none = ~jnp.any(bits > 0)
+                inputs = jnp.concatenate(
+                    [x * none.astype(x.dtype),
+                     *(value * bits[i].astype(x.dtype) for i, value in enumerate(maps))], -1)
+                size = _largest([image, *sizes], [none, *(bits > 0)])
+                kernel = kernel * _centre(tall, values[0][number])[:, None, None, None]
+                kernel = kernel * _centre(wide, values[1][number])[:, None, None]
+                value = dense_convolution(inputs, kernel.astype(x.dtype), method=self.method)
+                mask = None
+                if self.choices.strides != (1,):
+                    steps = jnp.stack([strides[0][number], strides[1][number]])
+                    size = (size + steps - 1) // steps
+                    value, mask = _subsample(value, steps, size)
+                width = (jnp.arange(most) < values[-1][number]).astype(x.dtype)
+                value, new = norm(value, params, stats, mask=mask)
+                new = jax.tree.map(lambda now, old: jnp.where(width > 0, now, old), new, stats)
+                value = jax.nn.relu(value) * width
+                return value if mask is None else value * mask[..., None], new, size
+
+            arguments = kernel, params, stats.value, maps, sizes
+            if depth is None:
+                value, new, size = layer(*arguments)
+            else:
+                shape = jax.eval_shape(layer, *arguments)[0]
+                value, new, size = jax.lax.cond(
+                    number < depth, layer,
+                    lambda kernel, params, stats, maps, sizes, shape=shape: (
+                        jnp.zeros(shape.shape, shape.dtype), stats, image), *arguments)
             if train and not self.is_initializing():
-                stats.value = jax.tree.map(
-                    lambda now, old: jnp.where(width > 0, now, old), new, stats.value)
-            value = jax.nn.relu(value) * width
-            maps.append(value if mask is None else value * mask[..., None])
+                stats.value = new
+            maps.append(value)
+            sizes.append(size)
+        if depth is not None:
+            skips = jnp.where(jnp.arange(self.num_layers)[:, None] < depth, skips, 0)
         loose = ~jnp.any(skips > 0, axis=0)
+        if depth is not None:
+            loose &= jnp.arange(self.num_layers) < depth
         pixels = jnp.prod(_largest(sizes, list(loose)))
         pooled = jnp.concatenate(
             [value.sum((1, 2)) * flag.astype(x.dtype) for value, flag in zip(maps, loose)], -1)
@@ -112,7 +139,10 @@ class TracedFilterNetwork(nn.Module):
         return head(pooled / pixels)
 
     def extract(self, variables: Mapping[str, Any], arch: jax.Array | np.ndarray) -> Arrays:
-        """Return the variables of `FilterNetwork(arch, ...)`; arguments as in the macro network."""
+        """Return the variables of `FilterNetwork(arch, ...)`; arguments as in the macro network.
+
+        An arch of fewer layers than L is the one that was run with that depth.
+        """
         layers = self.choices.layers(tuple(np.asarray(arch).tolist()))
         tall, wide, most = (max(self.choices.columns[i]) for i in (0, 1, -1))
         read = {source for layer in layers for source in layer.inputs}

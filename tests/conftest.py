@@ -15,6 +15,7 @@ from collections.abc import Iterator  # noqa: E402
 import chex  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 if os.environ.get("JAXNAS_TEST_CACHE"):
     jax.config.update("jax_compilation_cache_dir", os.environ["JAXNAS_TEST_CACHE"])
@@ -25,3 +26,21 @@ def fresh_trace_counters() -> Iterator[None]:
     """Clear chex's trace counts, which are kept by function name across tests."""
     chex.clear_trace_counter()
     yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep compiled programs in a folder of this module, whatever they cost."""
+    settings: dict[str, object] = {
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0}
+    if not os.environ.get("JAXNAS_TEST_CACHE"):
+        settings["jax_compilation_cache_dir"] = str(tmp_path_factory.mktemp("cache"))
+    old = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in old.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

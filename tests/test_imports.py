@@ -14,9 +14,10 @@ LAYERS = (
     ("published", "genotype_json", "leaves", "draws", "trial_json", "processes"),
     ("base", "genotypes", "trials"),
     ("encodings", "mutations", "data", "parallel", "checkpoints", "fast_keys", "hoisting",
-     "device_memory"),
-    ("networks", "morphisms", "training"),
-    ("search_spaces", "searchers", "evaluators", "costs", "objectives", "latency", "export"),
+     "device_memory", "conv_chains", "pareto"),
+    ("networks", "morphisms", "edit_distances", "training", "gaussian_processes"),
+    ("search_spaces", "searchers", "evaluators", "costs", "objectives", "latency", "export",
+     "recurrent_training"),
     ("search", "histories", "models", "reporting"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

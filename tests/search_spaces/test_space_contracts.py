@@ -7,13 +7,18 @@ import pytest
 
 from jaxnas import encodings, genotypes
 from jaxnas.genotypes import Genotype
+from jaxnas.networks.morphable_slots import MorphableSlots
 from jaxnas.search_spaces import DARTS, NASBench101, NASBench201, NASBenchMacro, NATSSize, Product
 from jaxnas.search_spaces.amoebanet import AmoebaNet
+from jaxnas.search_spaces.darts_rnn import DARTSRNN
 from jaxnas.search_spaces.enas_macro import ENASMacro
 from jaxnas.search_spaces.enas_micro import ENASMicro
+from jaxnas.search_spaces.enas_rnn import ENASRNN
 from jaxnas.search_spaces.mnasnet import MnasNet
+from jaxnas.search_spaces.morphable_cnn import MorphableCNN
 from jaxnas.search_spaces.nasnet import NASNet
 from jaxnas.search_spaces.nasrl import NASRL
+from jaxnas.search_spaces.nasrl_rnn import NASRLRNN
 from jaxnas.search_spaces.pnas import PNAS
 
 SPACES = {
@@ -33,6 +38,10 @@ SPACES = {
     "enas_macro": ENASMacro(num_layers=4),
     "nasrl": NASRL(num_layers=3),
     "mnasnet": MnasNet(),
+    "morphable_cnn": MorphableCNN(MorphableSlots(2, 2)),
+    "nasrl_rnn": NASRLRNN(),
+    "enas_rnn": ENASRNN(num_nodes=4),
+    "darts_rnn": DARTSRNN(num_nodes=4),
 }
 SILENT = ("nasbench101_released", "amoebanet")  # may return the parent, as published
 CELLS = ("darts", "nasnet", "amoebanet", "pnas", "enas_micro")

@@ -36,7 +36,7 @@ def check_shapes(system: System, dataset: ImageDataset) -> tuple[dict[str, int],
     """
     children = {}
     for stage in system.stages:
-        arch = jax.ShapeDtypeStruct((len(stage.space.num_choices),), jnp.int32)
+        arch = jax.ShapeDtypeStruct((len(stage.program_choices),), jnp.int32)
         children[stage.name] = _parameters(
             stage.network, dataset, **jax.eval_shape(lambda a, s=stage: dict(s.inputs(a)), arch))
     example = system.final_inputs(np.zeros(len(system.stages[-1].space.num_choices), np.int32))
@@ -76,8 +76,9 @@ def estimate(system: System, config: ChildConfig, dataset: ImageDataset,
         "mean_parameters_of_a_retrained_architecture": float(
             np.mean([cost.parameters for cost in costs])),
         "children": {**children, "groups": list(GROUPS)}, "retrainings": runs,
-        "programs": [*(f"children_{stage.name}" for stage in system.stages),
-                     "retrain_initial_state", "retrain_epoch", "test"],
+        "programs": [*(f"children_{stage.name}" for number, stage in enumerate(system.stages)
+                       if not any(map(stage.shares, system.stages[:number]))),
+                     retraining.PROGRAM],
         "small_programs": list(SMALL_PROGRAMS),
         "identity": {stage.name: dict(child_search.identity(stage, config, dataset).recipe)
                      for stage in system.stages},
@@ -110,6 +111,10 @@ def write(run: Any, complete: bool) -> None:
     groups = {name: values[np.isfinite(values)].tolist() for name, values in accuracies.items()}
     metrics = _metrics(run, winners, groups)
     extra, text = _verdict(run, groups)
+    if complete and system.conclude is not None:
+        concluded = system.conclude(run)
+        metrics, extra = {**metrics, **concluded.metrics}, {**extra, **concluded.extra}
+        text += "\n" + concluded.text
     rows = [row for group in GROUPS for row in run.rows[group]]
     clock = {name: float(value) for name, value in run.state["clock"].items()}
     result = reporting.Result(

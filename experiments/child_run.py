@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import jax
 import numpy as np
 
 from experiments import child_report, child_search, common, retraining, searching
-from experiments.child_search import CLOCKS, GROUPS, ChildConfig, MakeTrain, Searches, System
+from experiments.child_search import CLOCKS, GROUPS, ChildConfig, MakeTrain, Searches, Stage, System
+from experiments.child_trials import Train
 from jaxnas import evaluators, reporting, search, trials
 
 RETRAINED = (*GROUPS, "random_networks")  # the best of each search, and networks drawn at random
@@ -49,21 +52,24 @@ def run(config: ChildConfig, make_system: Any, make_train: MakeTrain = child_sea
         if not config.compile_only:
             directory = stack.enter_context(common.open_run(config, system.experiment, facts))
             interrupt = stack.enter_context(common.Interrupt())
-            store = stack.enter_context(_open_store(config.store or (
+            store = stack.enter_context(open_store(config.store or (
                 directory.path / "trials.sqlite")))
         seconds: dict[str, float] = {}
-        trains = []
         examples = evaluators.examples(dataset, split)
         with progress.phase("compile children", total=len(system.stages)) as bar:
+            made: list[tuple[Stage, Train]] = []
             for stage in system.stages:
+                same = [train for other, train in made if stage.shares(other)]
                 start = time.perf_counter()
                 try:
-                    trains.append(make_train(stage, config, dataset, examples))
+                    train = same[0] if same else make_train(stage, config, dataset, examples)
                 except evaluators.PopulationTooLarge as error:
                     raise common.InputError(" ".join(str(error).split())) from error
-                name = f"children_{stage.name}"
-                seconds[name] = time.perf_counter() - start
-                bar.advance(1, f"{name} {seconds[name]:.1f} s")
+                made.append((stage, train))
+                if not same:
+                    seconds[f"children_{stage.name}"] = time.perf_counter() - start
+                bar.advance(1, f"{sum(seconds.values()):.1f} s")
+            trains: list[Train] = [functools.partial(_train, *pair) for pair in made]
         programs.compile_all(progress)
         if config.compile_only:
             for name, value in seconds.items():
@@ -78,7 +84,12 @@ def run(config: ChildConfig, make_system: Any, make_train: MakeTrain = child_sea
              interrupt).finish()
 
 
-def _open_store(path: Path) -> trials.Store:
+def _train(stage: Stage, train: Train, archs: np.ndarray) -> Sequence[Mapping[str, Any]]:
+    return train(stage.given(archs))
+
+
+def open_store(path: Path) -> trials.Store:
+    """Open a store of trials; a failure is bad input."""
     try:
         return trials.open_store(path)
     except trials.TrialError as error:
@@ -97,7 +108,7 @@ class _Run:
         self.timer = common.StepTimer()
         self.state: dict[str, Any] = {
             "search": searches.state,
-            "train": trainer.init(searching.random_key(0)),
+            "train": trainer.empty,
             "accuracies": np.full(len(RETRAINED) * config.num_seeds, np.nan, np.float32),
             "clock": {name: np.zeros((), np.float64) for name in CLOCKS},
         }
@@ -165,7 +176,7 @@ class _Run:
             return None
         return np.array(max(rows, key=lambda row: row["fitness"])["canonical"], np.int32)
 
-    def _archs(self) -> dict[str, list[np.ndarray]]:
+    def archs(self) -> dict[str, list[np.ndarray]]:
         """Return what is retrained: num_seeds archs a group."""
         count = self.config.num_seeds
         found: dict[str, list[np.ndarray]] = {}
@@ -183,8 +194,9 @@ class _Run:
 
     def _retrain(self) -> bool:
         config, base = self.config, self._search_steps
-        runs = [retraining.Retraining(group, number, number, arch, self.system.final_inputs(arch))
-                for group, archs in self._archs().items() for number, arch in enumerate(archs)]
+        runs = [retraining.Retraining(group, number, number, arch,
+                                      (self.system.final_inputs(arch),))
+                for group, archs in self.archs().items() for number, arch in enumerate(archs)]
         total, done = len(runs) * config.retrain_epochs, self.step - base
         with self.progress.phase("retrain", total=total, completed=done) as bar:
             for epoch in retraining.train_all(

@@ -55,16 +55,38 @@ class ChildConfig(retraining.RetrainingConfig):
 
 
 class Stage(NamedTuple):
-    """Steps of a search whose children are of one kind, hence of one program."""
+    """Steps of a search whose children are of one kind.
+
+    Stages of one network and one `num_choices` share its program.
+    """
 
     name: str
     space: SearchSpace    # of the children: arch [L]
     network: Any          # Flax module that takes the architecture as an array
-    inputs: Callable[[jax.Array], Mapping[str, jax.Array]]  # arch [L] -> what it takes by name
+    inputs: Callable[[jax.Array], Mapping[str, jax.Array]]  # `given` [P] -> what it takes by name
     searcher: Searcher    # asks for archs [B, L' >= L], of which the first L decisions count
     baseline: Searcher    # random search, likewise
     steps: int            # of B children
     multiply_adds: Callable[[], float]  # of the program, for one image; for estimates
+    num_choices: tuple[int, ...] | None = None  # [P] of `given`; None: the space's
+    given: Callable[[np.ndarray], np.ndarray] = lambda archs: archs  # archs [B, L] -> [B, P]
+
+    @property
+    def program_choices(self) -> tuple[int, ...]:
+        """[P] choices of the decisions that the program takes."""
+        return self.space.num_choices if self.num_choices is None else self.num_choices
+
+    def shares(self, other: Stage) -> bool:
+        """Tell whether one program trains the children of both."""
+        return self.network == other.network and self.program_choices == other.program_choices
+
+
+class Conclusion(NamedTuple):
+    """What a system adds to the report of its run."""
+
+    metrics: Mapping[str, reporting.Metric]
+    extra: Mapping[str, Any]  # of result.json
+    text: str                 # lines for the terminal
 
 
 class System(NamedTuple):
@@ -79,6 +101,8 @@ class System(NamedTuple):
     final_cost: Callable[[np.ndarray], Cost]          # arch [L], of the fixed network
     decode: Callable[[np.ndarray], Readable]          # arch [L] -> what genotype.json holds
     published: Mapping[str, reporting.Published] = {}  # data set -> test accuracy
+    costs: Callable[[np.ndarray], Mapping[str, Any]] = lambda archs: {}  # metrics [B] of [B, L]
+    conclude: Callable[[Any], Conclusion] | None = None  # what a `child_run` run reports besides
 
 
 MakeTrain = Callable[[Stage, Any, ImageDataset, Examples], child_trials.Train]
@@ -86,7 +110,7 @@ MakeTrain = Callable[[Stage, Any, ImageDataset, Examples], child_trials.Train]
 
 def make_train(stage: Stage, config: Any, dataset: ImageDataset,
                examples: Examples) -> child_trials.Train:
-    """Compile the training of a stage's children, the one program of the stage."""
+    """Compile the training of a stage's children, `given` as the program takes them."""
     options: dict[str, Any] = {
         "mean": dataset.mean, "std": dataset.std, "max_value": dataset.max_value}
     trainer = evaluators.train_children(
@@ -101,7 +125,7 @@ def make_train(stage: Stage, config: Any, dataset: ImageDataset,
             **metrics, **{f"{name}_by_epoch": curve for name, curve in curves.items()}}
 
     evaluate = evaluators.from_scratch(
-        trainer, examples, stage.space.num_choices,
+        trainer, examples, stage.program_choices,
         population=population(config), seed=config.child_seed, record=record,
         devices=parallel.available_devices(config.devices) if config.devices > 1 else None)
     key = jax.random.key(0)  # is not used: a child's randomness is its own
@@ -259,8 +283,9 @@ class Searches:
             canonical = np.asarray(self.canonical[number](asked))
             children = shared.evaluate(canonical)
             batch[:] = zip(asked.tolist(), canonical.tolist(), children)
-            return {name: np.array([child.metrics.get(name, np.nan) for child in children])
-                    for name in METRICS}
+            trained = {name: np.array([child.metrics.get(name, np.nan) for child in children])
+                       for name in METRICS}
+            return {**trained, **self.system.costs(canonical)}
 
         def stepped(state: search.SearchState, history: search.History) -> bool:
             self.state[group] = state

@@ -48,7 +48,8 @@ from jaxnas.genotypes import GenotypeError
 __all__ = [
     "CommonConfig", "DatasetConfig", "InputError", "Interrupt", "Program", "ProgramCost",
     "Programs",
-    "RunDirectory", "StepTimer", "check_output", "dataset_facts", "describe", "device_facts",
+    "RunDirectory", "StepTimer", "cache_directory", "check_output", "dataset_facts", "describe",
+    "device_facts",
     "enable_compilation_cache", "main", "main_plain", "open_run", "parse", "progress", "to_json",
     "use_huge_pages", "validation", "versions",
 ]
@@ -121,6 +122,15 @@ def describe(config: CommonConfig, **facts: object) -> str:
     return json.dumps({"config": to_json(config), **facts}, indent=2)
 
 
+def cache_directory() -> Path | None:
+    """Return $JAXNAS_CACHE_DIR, None if it is empty, or jaxnas in the user's cache folder."""
+    chosen = os.environ.get("JAXNAS_CACHE_DIR")
+    if chosen == "":
+        return None
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(chosen).expanduser() if chosen else Path(base) / "jaxnas"
+
+
 def enable_compilation_cache() -> Path | None:
     """Keep compiled programs between processes, in $JAXNAS_CACHE_DIR or the user's cache folder.
 
@@ -133,11 +143,9 @@ def enable_compilation_cache() -> Path | None:
     own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if own:
         return Path(own)
-    chosen = os.environ.get("JAXNAS_CACHE_DIR")
-    if chosen == "":
+    path = cache_directory()
+    if path is None:
         return None
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(chosen).expanduser() if chosen else Path(base) / "jaxnas"
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):

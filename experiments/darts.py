@@ -4,6 +4,7 @@
     python -m experiments.darts --gradient hessian_vector    # the exact second order
     python -m experiments.darts --preset paper        # CIFAR-10 as published, on a GPU
     python -m experiments.darts --dataset images.npz  # your own: x_train, y_train, x_test, y_test
+    python -m experiments.darts --max-latency 2       # milliseconds of the found network, here
 
 Published for CIFAR-10 (spec. of the paper's table 1): 2.76 +- 0.09 % test error (second order).
 """
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, memory, retraining, searching
+from experiments.darts_latency import LatencyBound
 from jaxnas import data, genotypes, parallel, reporting
 from jaxnas.search_spaces import DARTS
 
@@ -78,6 +80,12 @@ class Config(retraining.RetrainingConfig):
     """Channels of the first cells of the retrained network."""
     retrain_layers: int = 3
     """Cells of the retrained network."""
+    max_latency: float | None = None
+    """Bound on the retrained network's inference on this device, milliseconds of a batch."""
+    latency_batch_size: int = 16
+    """Images of that batch."""
+    latency_rate: float = 0.1
+    """Of the ascent of the bound's multiplier, a search step."""
 
 
 PRESETS = {
@@ -120,6 +128,9 @@ def run(config: Config) -> None:
             features=config.retrain_features, layers=config.retrain_layers,
             num_classes=dataset.num_classes,
         )
+        bound = None
+        if config.max_latency is not None and not config.dry_run:
+            bound = LatencyBound(config, space, dataset)
     sizes = {name: len(rows) for name, rows in splits._asdict().items()}
     facts = common.dataset_facts(dataset, {**sizes, "test": len(dataset.test_labels)})
     if config.dry_run:
@@ -130,7 +141,8 @@ def run(config: Config) -> None:
         print(common.describe(config, dataset=facts, supernet_parameters=count))
         return
     programs = common.Programs()
-    task = searching.make_task(config, space, dataset, splits, programs)
+    task = searching.make_task(config, space, dataset, splits, programs,
+                               None if bound is None else bound.transformation())
     arch_shape = jax.ShapeDtypeStruct((2, 2 * space.num_nodes, 2), jnp.int32)
     trainer = retraining.make_trainer(config, network, dataset, programs, (arch_shape,))
     with common.progress(config) as progress:
@@ -144,17 +156,17 @@ def run(config: Config) -> None:
             retraining.check_memory(config, programs)
             memory.check_batch(
                 programs, "batch_size", config.batch_size,
-                set(programs.names) - set(retraining.PROGRAMS), devices=config.devices)
+                set(programs.names) - {retraining.PROGRAM}, devices=config.devices)
             _Run(config, space, dataset, programs, task, trainer, directory, progress,
-                 interrupt).finish()
+                 interrupt, bound).finish()
 
 
 class _Run:
     """One run: what is carried is `state`, saved whole at every checkpoint."""
 
     def __init__(self, config, space, dataset, programs, task, trainer, directory, progress,
-                 interrupt):
-        self.config, self.space, self.dataset = config, space, dataset
+                 interrupt, bound=None):
+        self.config, self.space, self.dataset, self.bound = config, space, dataset, bound
         self.programs, self.task, self.trainer = programs, task, trainer
         self.directory, self.progress, self.interrupt = directory, progress, interrupt
         self.timer, self.seconds = common.StepTimer(), {"search": 0.0, "retrain": 0.0}
@@ -164,10 +176,12 @@ class _Run:
         self.state = {
             "search": search,
             "history": history,  # softmax of alphas at the start and after every epoch
-            "train": trainer.init(searching.random_key(0)),
+            "train": trainer.empty,
             "accuracies": np.full(2 * config.num_seeds, np.nan, np.float32),
             "clock": np.zeros(2, np.float32),  # seconds of search and of retraining so far
         }
+        if bound is not None:
+            self.state["derived"] = bound.nothing_derived()
         restored = directory.restore(self.state)
         self.step = 0  # search steps and then retraining epochs, all counted as one
         if restored is not None:
@@ -175,13 +189,15 @@ class _Run:
             self.state = {**self.state, **{
                 name: np.array(self.state[name]) for name in ("history", "accuracies", "clock")
             }}
+            if bound is not None:
+                self.state["derived"] = jax.tree.map(np.array, self.state["derived"])
 
     def _one(self, tree: Any) -> Any:
         return tree if self.config.devices == 1 else parallel.unreplicate(tree)
 
     def finish(self) -> None:
         """Go on from `step` to the end, or to an interruption."""
-        done = self._search() and self._retrain()
+        done = self._search() and self._derive() and self._retrain()
         if not done:
             self.directory.save(self.step, self.state)
         self._report(complete=done)
@@ -225,18 +241,33 @@ class _Run:
         alphas = self._one(self.state["search"].alphas)
         self.state["history"][epoch] = self.space.weights(alphas)
         arch = self.space.discretize(alphas, selection=self.config.selection)
+        bounded = {} if self.bound is None else {
+            "expected_latency_ms": float(self.bound.expected(alphas))}
         self.directory.metrics.write(
             "epoch", epoch=epoch, phase="search", alphas_entropy_bits=searching.entropy(alphas),
-            arch=np.asarray(arch).tolist(),
+            arch=np.asarray(arch).tolist(), **bounded,
         )
+
+    def _derive(self) -> bool:
+        """Derive under the bound, if there is one, once: what was measured is kept."""
+        if self.bound is not None and not self.bound.is_derived(self.state["derived"]):
+            alphas = self._one(self.state["search"].alphas)
+            self.state["derived"] = self.bound.derive(alphas, self.config.selection)
+            self.directory.save(self.step, self.state)
+        return True
 
     def archs(self) -> np.ndarray:
         """Return [2 * num_seeds, L]: the found arch for every seed, then the random ones."""
         alphas = self._one(self.state["search"].alphas)
         found = np.asarray(self.space.discretize(alphas, selection=self.config.selection))
         key = jax.random.fold_in(searching.random_key(self.config.seed), 2)
-        keys = jax.random.split(key, self.config.num_seeds)
-        random = np.asarray(jax.vmap(self.space.sample)(keys))
+        if self.bound is None:
+            keys = jax.random.split(key, self.config.num_seeds)
+            random = np.asarray(jax.vmap(self.space.sample)(keys))
+        else:
+            random = self.bound.random(key, self.config.num_seeds)
+            if self.bound.is_derived(self.state["derived"]):
+                found = self.state["derived"].arch
         return np.concatenate([np.stack([found] * self.config.num_seeds), random])
 
     def _retrain(self) -> bool:
@@ -244,7 +275,7 @@ class _Run:
         runs = [
             retraining.Retraining("found" if number < config.num_seeds else "random", number,
                                   number % config.num_seeds, arch,
-                                  jnp.asarray(arch).reshape(2, -1, 2))
+                                  (jnp.asarray(arch).reshape(2, -1, 2),))
             for number, arch in enumerate(self.archs())
         ]
         total, done = len(runs) * config.retrain_epochs, self.step - base
@@ -281,6 +312,11 @@ class _Run:
         metrics["params"] = reporting.Metric(
             reporting.summarize(counts[:1]), reporting.summarize(counts[1:])
         )
+        extra, sentence = {}, ""
+        if self.bound is not None and complete:
+            metrics["latency_ms"], extra, sentence = self.bound.conclude(
+                self.state["derived"], self._one(self.state["search"].alphas),
+                archs[config.num_seeds:], random)
         evaluated = np.isfinite(accuracies)
         search, retrain = (float(value) for value in self.state["clock"])
         result = reporting.Result(
@@ -298,6 +334,7 @@ class _Run:
             ),
             step_seconds=self.timer.summary(), seed=config.seed,
             device=common.device_facts(config.devices), programs=self.programs.names,
+            extra=extra,
         )
         self._draw(path, genotype, found, random)
         self.directory.write_result(result)
@@ -308,6 +345,8 @@ class _Run:
                 summary = reporting.summarize(values.tolist())
                 print(f"test accuracy of {config.num_seeds} {name} networks: "
                       f"{summary['mean']:.2f} +- {summary['std']:.2f} %")
+            if sentence:
+                print(sentence)
             print(path / "report.html")
 
     def _parameters(self, arch: np.ndarray) -> float:

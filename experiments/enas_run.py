@@ -48,7 +48,7 @@ class Run:
             "history": np.full((config.epochs, len(HISTORY)), np.nan, np.float32),
             "derived": np.zeros((config.derive_samples, length), np.int32),
             "scores": np.full(config.derive_samples + num_random, np.nan, np.float32),
-            "train": trainer.init(searching.random_key(0)),
+            "train": trainer.empty,
             "accuracies": np.full(self.runs, np.nan, np.float32),
             "clock": np.zeros(2, np.float32),  # seconds of search and of retraining so far
         }
@@ -145,7 +145,7 @@ class Run:
         config, base = self.config, self.config.epochs + 1
         runs = [
             retraining.Retraining("found" if number < config.num_seeds else "random", number,
-                                  number % config.num_seeds, arch, jnp.asarray(arch))
+                                  number % config.num_seeds, arch, (jnp.asarray(arch),))
             for number, arch in enumerate(self.archs())]
         total, done = len(runs) * config.retrain_epochs, self.step - base
         with self.progress.phase("retrain", total=total, completed=done) as bar:

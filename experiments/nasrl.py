@@ -5,9 +5,8 @@
     python -m experiments.nasrl --store trials.sqlite  # children shared with other runs
 
 REINFORCE with a moving baseline; the reward is the cube of the best of the last 5 validation
-accuracies. Networks get deeper during the search. One program serves one depth: a program of the
-final depth with layers masked out would spend its FLOPs, which grow with the square of the depth,
-on every child, and needs a mask that the network does not have. The controller is one all along: it
+accuracies. Networks get deeper during the search. One program serves all depths: it is told how
+many of its layers exist, and passes over the others. The controller is one all along: it
 makes the decisions of the final depth, of which a stage uses, and learns from, those of its first
 layers. What is found is the best network of the final depth. The paper then tunes the learning
 rate, weight decay and batch normalisation of its best networks; here nothing is tuned.
@@ -178,23 +177,29 @@ def make_system(config: Config, dataset: ImageDataset) -> System:
                                "controller_batch times the number of depths")
     controller = nasrl_controller(config.layers, chains[-1].space.choices.counts)
     options: dict[str, Any] = {"num_classes": dataset.num_classes, "method": config.method}
-    shape = dataset.image_shape
+    shape, last = dataset.image_shape, chains[-1]
+    network = last.space.traced_network(**options)
+    program_choices = (*last.space.num_choices, config.layers + 1)
 
     def stage(depth: int, kind: _Chains) -> Stage:
         length = len(kind.space.num_choices)
         largest = np.array(kind.space.num_choices) - 1  # what the masked network computes for all
+
+        def given(archs: np.ndarray) -> np.ndarray:  # what is behind the depth is not read
+            behind = np.zeros((len(archs), len(program_choices) - 1 - length), archs.dtype)
+            return np.concatenate([archs, behind, np.full_like(archs[:, :1], depth)], 1)
+
         return Stage(
-            f"nasrl_{depth}_layers", kind.space, kind.space.traced_network(**options),
-            lambda arch: {"arch": arch},
+            f"nasrl_{depth}_layers", kind.space, network,
+            lambda given: {"arch": given[:-1], "depth": given[-1]},
             reinforce(prefix_policy(controller, length), batch_size=batch,
                       optimizer=optax.adam(positive("controller_lr", config.controller_lr)),
                       baseline_decay=config.baseline_decay, baseline_init="first",
                       baseline_first=False, entropy_weight=config.entropy_weight),
             random_search(kind.space, batch_size=batch), steps,
             lambda: float(kind.space.multiply_adds(
-                largest, num_classes=dataset.num_classes, shape=shape)))
+                largest, num_classes=dataset.num_classes, shape=shape)), program_choices, given)
 
-    last = chains[-1]
     return System(
         "nasrl", "NASRL", tuple(map(stage, layers, chains)),
         objectives.power("valid_accuracy", 3), last.final.traced_network(**options), jnp.asarray,

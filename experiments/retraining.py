@@ -1,4 +1,4 @@
-"""Retraining of found architectures, found and random ones alike, with one pair of programs."""
+"""Retraining of found architectures, found and random ones alike, with one program for all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxnas import data, reporting, training
 from jaxnas.data import ImageDataset
 from jaxnas.training import TrainState
 
-PROGRAMS = ("retrain_epoch", "test")  # those of a trainer that take a batch
+PROGRAM = "retrain"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,17 @@ class RetrainingConfig(DatasetConfig):
 
 
 class Trainer(NamedTuple):
-    """Compiled pieces of a retraining; a run is (key, inputs): a seed and, if traced, an arch."""
+    """A compiled retraining; a run is (key, inputs): a seed and, if traced, an arch.
 
-    init: Callable[[jax.Array], TrainState]
+    Attributes:
+      train_epoch: (key, state, epoch, *inputs) -> state, {"loss" [steps], "accuracy" [steps],
+        "test_loss" [], "test_accuracy" []}, accuracies in [0, 1]. Epoch 0 draws the initial
+        weights, whatever state it is given; only the last one tests, the others have NaN there.
+      empty: a state of zeros, for epoch 0 and as the form of what is restored.
+    """
+
     train_epoch: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    # (key, state, epoch, inputs) -> state, {"loss", "accuracy"} [steps]
-    test: Callable[..., dict[str, jax.Array]]  # (state, inputs) -> {"loss", "accuracy"}
-    state_shape: Any  # of TrainState, for restoring
+    empty: TrainState
 
 
 def make_trainer(
@@ -60,7 +64,10 @@ def make_trainer(
     programs: Programs,
     inputs: tuple[jax.ShapeDtypeStruct, ...] = (),
 ) -> Trainer:
-    """Register the programs that train a network on the whole training part and test it.
+    """Register the program that trains a network on the whole training part and tests it.
+
+    One program draws the weights, trains and tests, by branches that an epoch's number takes: there
+    is one compilation, and a branch that is not taken costs nothing when it runs.
 
     Args:
       config: `RetrainingConfig`.
@@ -94,42 +101,40 @@ def make_trainer(
         variables = network.lazy_init(key, image, *inputs, train=False)
         return training.init_state(variables, optimizer)
 
-    def train_epoch(key, state, epoch, images, labels, *inputs):
-        order_key, step_key = jax.random.split(key)
-        batches = data.epoch_batches(order_key, epoch, len(labels), size)
+    def test(state: TrainState, images: jax.Array, labels: jax.Array, *inputs: jax.Array):
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        tested = training.evaluate(
+            network.apply, variables, images, labels, size, normalize_fn=normalize, inputs=inputs)
+        return {f"test_{name}": tested[name] for name in ("loss", "accuracy")}
+
+    def train_epoch(key, state, epoch, train, held_out, *inputs):
+        init_key, train_key = (jax.random.fold_in(key, i) for i in range(2))
+        state = jax.lax.cond(epoch == 0, lambda: init(init_key), lambda: state)
+        order_key, step_key = jax.random.split(train_key)
+        batches = data.epoch_batches(order_key, epoch, len(train[1]), size)
         # Scheduled drop path: linear in the epoch, from 0.
         rate = config.drop_path_rate * epoch / config.retrain_epochs if (
             config.drop_path_rate) else 0.0  # a number, for networks that have no path to drop
-        return run_epoch(
-            step_key, state, images, labels, batches, drop_path_rate=rate, inputs=inputs
-        )
+        state, info = run_epoch(
+            step_key, state, *train, batches, drop_path_rate=rate, inputs=inputs)
+        tests = functools.partial(test, state, *held_out, *inputs)
+        shapes = jax.eval_shape(tests)
+        tested = jax.lax.cond(
+            epoch == config.retrain_epochs - 1, tests,
+            lambda: jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), shapes))
+        return state, info | tested
 
-    def test(state, images, labels, *inputs):
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return training.evaluate(
-            network.apply, variables, images, labels, config.retrain_batch_size,
-            normalize_fn=normalize, inputs=inputs,
-        )
-
-    train = (jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels))
-    held_out = (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels))
+    parts = tuple(
+        (jnp.asarray(images), jnp.asarray(labels)) for images, labels in (
+            (dataset.train_images, dataset.train_labels),
+            (dataset.test_images, dataset.test_labels)))
     key = random_key(0)
     shape = jax.eval_shape(init, key)
-    init_program = programs.add("retrain_initial_state", jax.jit(init), key)
-    epoch_program = programs.add(
-        "retrain_epoch", jax.jit(train_epoch), key, shape, jax.ShapeDtypeStruct((), jnp.int32),
-        *train, *inputs,
-    )
-    test_program = programs.add("test", jax.jit(test), shape, *held_out, *inputs)
-
+    program = programs.add(PROGRAM, jax.jit(train_epoch), key, shape,
+                           jax.ShapeDtypeStruct((), jnp.int32), *parts, *inputs)
     return Trainer(
-        init_program,
-        lambda key, state, epoch, *arch: epoch_program(
-            key, state, jnp.int32(epoch), *train, *arch
-        ),
-        lambda state, *arch: test_program(state, *held_out, *arch),
-        shape,
-    )
+        lambda key, state, epoch, *inputs: program(key, state, jnp.int32(epoch), *parts, *inputs),
+        jax.device_put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape)))
 
 
 class Retraining(NamedTuple):
@@ -138,8 +143,8 @@ class Retraining(NamedTuple):
     group: str
     number: int          # in metrics.jsonl
     seed: int            # equal seeds: equal initial weights, order of images and augmentation
-    arch: np.ndarray     # [L], as metrics.jsonl has it
-    inputs: jax.Array    # the architecture as the network takes it
+    arch: np.ndarray | str         # [L], as metrics.jsonl has it, or a name
+    inputs: tuple[jax.Array, ...]  # the architecture as the network takes it
 
 
 class Epoch(NamedTuple):
@@ -147,6 +152,7 @@ class Epoch(NamedTuple):
 
     text: str       # for a progress bar
     seconds: float
+    steps: int
     last: bool      # of its network, which has been tested
 
 
@@ -175,25 +181,23 @@ def train_all(
             return
         number, epoch = divmod(position, epochs)
         run, last = runs[number], epoch == epochs - 1
+        arch = run.arch if isinstance(run.arch, str) else run.arch.tolist()
         run_key = jax.random.fold_in(key, run.seed)
         facts = {"phase": "retrain", "run": run.number, "group": run.group}
         start = time.perf_counter()
-        if epoch == 0:
-            state["train"] = trainer.init(jax.random.fold_in(run_key, 0))
-        state["train"], info = trainer.train_epoch(
-            jax.random.fold_in(run_key, 1), state["train"], epoch, run.inputs)
+        state["train"], info = trainer.train_epoch(run_key, state["train"], epoch, *run.inputs)
         loss = float(info["loss"].mean())
         metrics.write("epoch", epoch=epoch, loss=loss,
                       train_accuracy=100 * float(info["accuracy"].mean()), **facts)
         if last:
-            tested = trainer.test(state["train"], run.inputs)
-            accuracy, test_loss = 100 * float(tested["accuracy"]), float(tested["loss"])
+            accuracy, test_loss = 100 * float(info["test_accuracy"]), float(info["test_loss"])
             state["accuracies"][number] = accuracy
             metrics.write(
-                "evaluation", arch=run.arch.tolist(), test_accuracy=accuracy, test_loss=test_loss,
+                "evaluation", arch=arch, test_accuracy=accuracy, test_loss=test_loss,
                 fitness=accuracy, failed=not np.isfinite(test_loss), budget=epochs,
                 budget_unit="epochs", **facts)
-        yield Epoch(f"{run.group} {run.seed} loss {loss:.3f}", time.perf_counter() - start, last)
+        yield Epoch(f"{run.group} {run.seed} loss {loss:.3f}", time.perf_counter() - start,
+                    len(info["loss"]), last)
 
 
 def verdict(found: float, random: float) -> str:
@@ -203,12 +207,12 @@ def verdict(found: float, random: float) -> str:
 
 
 def check_memory(config: Any, programs: Programs) -> None:
-    """Check that the programs of `make_trainer`, compiled, fit into memory.
+    """Check that the program of `make_trainer`, compiled, fits into memory.
 
     Raises:
       InputError: see `memory.check_batch`.
     """
-    memory.check_batch(programs, "retrain_batch_size", config.retrain_batch_size, PROGRAMS)
+    memory.check_batch(programs, "retrain_batch_size", config.retrain_batch_size, (PROGRAM,))
 
 
 def check_retraining(config: Any, dataset: ImageDataset) -> None:

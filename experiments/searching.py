@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.programs import Programs
 from jaxnas import data, parallel, training
@@ -102,9 +103,12 @@ def initial_weights(
 
 
 def make_task(
-    config: Any, space: DARTS, dataset: ImageDataset, splits: Splits, programs: Programs
+    config: Any, space: DARTS, dataset: ImageDataset, splits: Splits, programs: Programs,
+    before_alphas: optax.GradientTransformation | None = None,
 ) -> Task:
     """Build the search of a configuration (of `experiments.darts`) and register its programs.
+
+    `before_alphas` changes the gradient of the alphas before their optimiser sees it.
 
     The keys of everything random follow from (seed, step), so a resumed search goes on as if it
     had not stopped.
@@ -123,6 +127,8 @@ def make_task(
     outer = training.adam(
         config.alphas_lr, b1=0.5, b2=0.999, weight_decay=config.alphas_weight_decay
     )
+    if before_alphas is not None:
+        outer = optax.chain(before_alphas, outer)
 
     def loss_fn(weights, alphas, batch):
         logits: Any = supernet.apply({"params": weights}, batch["images"], space.weights(alphas))

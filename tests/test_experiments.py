@@ -56,7 +56,7 @@ def test_darts_run_directory(whole_run):
     assert result.complete and result.experiment == "darts"
     accuracy = result.metrics["test_accuracy"]
     assert len(accuracy.found["values"]) == len(accuracy.random["values"]) == 2
-    assert result.compilations == len(result.programs) > 5
+    assert result.compilations == len(result.programs) and "retrain" in result.programs
     genotype = genotypes.load(str(path / "genotype.json"))
     assert genotypes.to_json_dict(genotype) == result.architecture.genotype
     for name in ("cell.svg", "cell.png", "alphas.svg", "history.svg", "accuracy.svg"):

@@ -1,6 +1,6 @@
 """Every discrete search strategy on one table at one budget, and which of them differ.
 
-  python -m experiments.compare                                # 500 seeds each, under a minute
+  python -m experiments.compare                # 500 seeds; those that fit models take most of it
   python -m experiments.compare --table my.npz --metric accuracy --evaluations 300
   python -m experiments.compare --cost-metric cifar10_estimated_seconds_e12 --cost-budget 12000 \\
     --evaluations 200
@@ -16,29 +16,36 @@ The default of 112 evaluations is that time: the three official records at hand 
 import dataclasses
 
 from experiments import common, table_search
-from experiments.strategies import PPO, Evolution, LocalSearch, RandomSearch, Reinforce
+from experiments.strategies import (PNAS, PPO, BayesianOptimization, Evolution, LocalSearch,
+                                    RandomSearch, Reinforce, with_room)
 from experiments.tables import TableConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TableConfig):
-    """Random search, regularised evolution, REINFORCE, PPO and local search side by side."""
+    """All strategies side by side."""
 
     evolution: Evolution = Evolution()
     reinforce: Reinforce = Reinforce()
     ppo: PPO = PPO()
     local: LocalSearch = LocalSearch()
+    bayesian: BayesianOptimization = BayesianOptimization()
+    pnas: PNAS = PNAS()
 
 
 PRESETS = {"nasbench201": Config(), "macro": Config(table="nasbench_macro")}
-SMOKE = Config(evaluations=20, num_seeds=3)
+SMOKE = Config(evaluations=20, num_seeds=3, bayesian=BayesianOptimization(initial=10),
+               pnas=PNAS(level_size=3))
 
 
 def run(config: Config) -> None:
     """Search with all, compare, report."""
+    with common.validation():
+        bayesian = with_room(config.bayesian, config.evaluations)
+        pnas = with_room(config.pnas, config.evaluations)
     table_search.run(config, "compare", "Discrete search", {
         "random": RandomSearch(), "evolution": config.evolution, "reinforce": config.reinforce,
-        "ppo": config.ppo, "local": config.local})
+        "ppo": config.ppo, "local": config.local, "bayesian": bayesian, "pnas": pnas})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,20 +173,24 @@ def compare(task: Task, values: Mapping[str, np.ndarray]) -> list[dict[str, Any]
     return pairs
 
 
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of equally many cells as lines with columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+            for row in rows]
+
+
 def describe(task: Task, config: TableConfig, extra: Mapping[str, Any]) -> str:
     """Return the table and the sentences that end a run on the terminal."""
     names = list(dict.fromkeys([task.metric, task.report_metric]))
-    header = ["strategy", *names, "evaluations", "unique", "published"]
-    rows = [header]
+    rows = [["strategy", *names, "evaluations", "unique", "published"]]
     for key, row in extra["strategies"].items():
         cells = [f"{row[n]['mean']:.2f} +- {row[n]['std']:.2f}" if n in row else "-" for n in names]
         told = row.get("published")
         rows.append([key, *cells, f"{row['evaluations_mean']:.0f}", f"{row['unique_mean']:.0f}",
                      f"{told['mean']:.2f} +- {told['std']:.2f}" if told else "-"])
     rows.append(["optimum", *(f"{optimum(task, n):.2f}" for n in names), "-", "-", "-"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-             for row in rows]
+    lines = align(rows)
     lines.append(f"mean and standard deviation of {config.num_seeds} seeds; the better, the "
                  f"{'smaller' if is_minimized(task, task.report_metric) else 'larger'}")
     for pair in extra["comparisons"]:

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import common, table_report, tables
+from experiments.programs import Programs
 from experiments.strategies import Strategy
-from experiments.tables import TableConfig
+from experiments.tables import TableConfig, TableSettings, Task
 from jaxnas import genotypes, reporting
+from jaxnas.base import Objective
 
 FACTS = {"training_code": None, "space_code": True, "method_code": True, "random_search": True,
          "same_pipeline": True, "multiple_runs": True, "tabular_benchmark": True,
          "performance_over_time": True, "same_protocol": True}
 
 
+class Question(NamedTuple):
+    """What is asked of the strategies, and how what they evaluated is judged.
+
+    What `digest` returns has `archs`, `fitness`, `allowed` and `columns` as `tables.Evaluated`.
+    """
+
+    task: Task
+    facts: Mapping[str, Any]            # for a dry run
+    objectives: Mapping[str, Objective]  # of every strategy
+    digest: Callable[[Programs], Callable[[np.ndarray, np.ndarray, int], Any]]  # registers programs
+    summarize: Callable[[Mapping[str, Any]], table_report.Summary]     # of strategy -> digest
+    draw: Callable[[Mapping[str, Any], table_report.Summary, Path], None]  # into a run directory
+
+
 def run(config: TableConfig, name: str, system: str, strategies: Mapping[str, Strategy]) -> None:
-    """Search with every strategy and all seeds, compare, report.
+    """Search for the best architecture with every strategy and all seeds, compare, report.
 
     Args:
       config: what to search and how much.
@@ -36,20 +52,36 @@ def run(config: TableConfig, name: str, system: str, strategies: Mapping[str, St
     with common.validation():
         reporting.require_matplotlib()
         task = tables.load_task(config)
+        if config.cost_metric:
+            task.table.metric(config.cost_metric)
+    answer(config, name, system, strategies, Question(
+        task, {"metric": task.metric, "report_metric": task.report_metric},
+        dict.fromkeys(strategies, tables.single_objective(task)),
+        lambda programs: tables.make_digest(task, config, config.evaluations, programs),
+        lambda found: table_report.summarize(task, config, found),
+        lambda found, summary, path: table_report.draw(task, config, found, summary, path)))
+
+
+def answer(config: TableSettings, name: str, system: str, strategies: Mapping[str, Strategy],
+           question: Question) -> None:
+    """Search with every strategy and all seeds, and answer a question; see `run`."""
+    task = question.task
+    with common.validation():
         for strategy in strategies.values():
             strategy.searcher(task.space)
     facts = {"name": task.table.name, "sha256": task.table.sha256,
              "splits": {"architectures": len(task.table.archs)}}
     if config.dry_run:
-        print(common.describe(config, dataset=facts, space=task.space.name, metric=task.metric,
-                              report_metric=task.report_metric, metrics=sorted(task.table.metrics)))
+        print(common.describe(config, dataset=facts, space=task.space.name, **question.facts,
+                              metrics=sorted(task.table.metrics)))
         return
     with common.validation():
         devices = tables.choose_devices(config)
     programs = common.Programs()
-    seeds = {key: tables.make_seeds(key, strategy, task, config, devices, programs)
+    seeds = {key: tables.make_seeds(key, strategy, task, question.objectives[key], config, devices,
+                                    programs)
              for key, strategy in strategies.items()}
-    digest = tables.make_digest(task, config, config.evaluations, programs)
+    digest = question.digest(programs)
     with common.progress(config) as progress:
         if config.compile_only:
             programs.compile_all(progress)
@@ -58,16 +90,17 @@ def run(config: TableConfig, name: str, system: str, strategies: Mapping[str, St
         with common.open_run(config, name, facts, num_devices=len(devices)) as directory, \
                 common.Interrupt() as interrupt:
             programs.compile_all(progress)
-            _Run(config, name, system, task, devices, programs, seeds, digest, directory, progress,
-                 interrupt).finish()
+            _Run(config, name, system, question, devices, programs, seeds, digest, directory,
+                 progress, interrupt).finish()
 
 
 class _Run:
     """One run; `state` is what a checkpoint holds."""
 
-    def __init__(self, config, name, system, task, devices, programs, seeds, digest, directory,
+    def __init__(self, config, name, system, question, devices, programs, seeds, digest, directory,
                  progress, interrupt):
-        self.config, self.name, self.system, self.task = config, name, system, task
+        self.config, self.name, self.system, self.question = config, name, system, question
+        task = question.task
         self.devices, self.programs, self.seeds = devices, programs, seeds
         self.digest, self.directory = digest, directory
         self.progress, self.interrupt = progress, interrupt
@@ -79,7 +112,8 @@ class _Run:
             "search": {key: part.init(tables.seed_keys(config, key, devices))
                        for key, part in seeds.items()},
             "archs": {key: np.zeros((*shape, num_decisions), small) for key in seeds},
-            "fitness": {key: np.full(shape, np.nan, np.float32) for key in seeds},
+            "fitness": {key: np.full((*shape, *part.objectives), np.nan, np.float32)
+                        for key, part in seeds.items()},
             "done": {key: np.zeros((), np.int64) for key in seeds},  # evaluations of a seed
             "clock": np.zeros((), np.float64),  # seconds of search so far
         }
@@ -115,7 +149,7 @@ class _Run:
                 state["archs"][key][:, done:stop] = archs[:, : stop - done]
                 state["fitness"][key][:, done:stop] = fitness[:, : stop - done]
                 state["clock"] += elapsed
-                failed = int(np.isnan(fitness[:, : stop - done]).sum())
+                failed = int(failures(fitness[:, : stop - done]).sum())
                 bar.advance(stop - done, f"{config.num_seeds} seeds")
                 done = stop
                 state["done"][key][...] = done
@@ -134,23 +168,21 @@ class _Run:
         for key in self.seeds:
             done = int(self.state["done"][key])
             if done:
-                found = self.digest(self.state["archs"][key], self.state["fitness"][key])
-                allowed = found.allowed.copy()
-                allowed[:, done:] = False
-                evaluated[key] = found._replace(allowed=allowed)
-        summary = table_report.summarize(self.task, config, evaluated)
-        architecture = reporting.Architecture(self.task.space.name)
+                evaluated[key] = self.digest(
+                    self.state["archs"][key], self.state["fitness"][key], done)
+        summary = self.question.summarize(evaluated)
+        space = self.question.task.space
+        architecture = reporting.Architecture(space.name)
         if summary.best_arch is not None:
             value = genotypes.to_json_dict(genotypes.Encoded(
-                self.task.space.name, tuple(summary.best_arch.tolist()),
-                self.task.space.decode(summary.best_arch)))
+                space.name, tuple(summary.best_arch.tolist()), space.decode(summary.best_arch)))
             (path / "genotype.json").write_text(json.dumps(value, indent=2) + "\n",
                                                 encoding="utf-8")
-            architecture = reporting.Architecture(self.task.space.name, value,
+            architecture = reporting.Architecture(space.name, value,
                                                   tuple(summary.best_arch.tolist()))
         if complete:
             self._log(evaluated)
-            table_report.draw(self.task, config, evaluated, summary, path)
+            self.question.draw(evaluated, summary, path)
         result = reporting.Result(
             complete=complete, experiment=self.name, system=self.system,
             architecture=architecture, metrics=summary.metrics, evaluations=summary.evaluations,
@@ -168,7 +200,7 @@ class _Run:
             print(summary.text)
             print(path / "report.html")
 
-    def _log(self, evaluated: Mapping[str, tables.Evaluated]) -> None:
+    def _log(self, evaluated: Mapping[str, Any]) -> None:
         """Write history.npz, and the evaluations of the first seeds to metrics.jsonl."""
         arrays: dict[str, np.ndarray] = {}
         for key, found in evaluated.items():
@@ -176,15 +208,21 @@ class _Run:
                        f"{key}_allowed": found.allowed}
         write_npz(self.directory.path / "history.npz", arrays)
         for key, found in evaluated.items():
+            failures_of = failures(found.fitness)
             for seed in range(min(self.config.log_seeds, self.config.num_seeds)):
+                failed = failures_of[seed]
                 for n in np.flatnonzero(found.allowed[seed]):
-                    fitness = float(found.fitness[seed, n])
-                    failed = not np.isfinite(fitness)
                     self.directory.metrics.write(
                         "evaluation", arch=found.archs[seed, n].tolist(), strategy=key, seed=seed,
-                        fitness=None if failed else fitness, failed=failed,
+                        fitness=None if failed[n] else found.fitness[seed, n].tolist(),
+                        failed=bool(failed[n]),
                         **{name: None if np.isnan(values[seed, n]) else float(values[seed, n])
                            for name, values in found.columns.items()})
+
+
+def failures(fitness: np.ndarray) -> np.ndarray:
+    """Tell which evaluations failed: [S, N], or [S, N, M] of a search for a front -> [S, N]."""
+    return ~np.isfinite(fitness.reshape(*fitness.shape[:2], -1)).all(-1)
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

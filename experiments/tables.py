@@ -20,7 +20,7 @@ from experiments.programs import Program, Programs
 from experiments.settings import CommonConfig, InputError
 from experiments.strategies import Strategy
 from jaxnas import data, fast_keys, histories, objectives, parallel, search
-from jaxnas.base import Evaluator, Searcher, SearchSpace
+from jaxnas.base import Evaluator, Objective, Searcher, SearchSpace
 from jaxnas.data import Table, TableError
 from jaxnas.evaluators import tabular
 from jaxnas.search_spaces import NASBench101, NASBench201, NASBenchMacro, NATSSize, Product
@@ -29,7 +29,7 @@ METRIC = "metric"  # name of the evaluator's only column
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TableConfig(CommonConfig):
+class TableSettings(CommonConfig):
     """What every search of a table has."""
 
     MIN_DEVICES: ClassVar[int] = 0
@@ -44,12 +44,6 @@ class TableConfig(CommonConfig):
     """Search for small values of the metric."""
     evaluations: int = 112
     """Of every seed. 112 fill the 12,000 s of NAS-Bench-201's searches; see experiments.compare."""
-    unique_evaluations: int = 0
-    """Stop a seed at so many different networks; 0: no such limit."""
-    cost_metric: str = ""
-    """Metric that every evaluation costs, such as cifar10_estimated_seconds_e12."""
-    cost_budget: float = 0.0
-    """Stop a seed before the sum of its costs exceeds this; 0: no such limit."""
     mutation: Literal["node", "edge"] = "node"
     """On NAS-Bench-201: choose a node, then one of its edges, as its authors do; or any edge."""
     num_seeds: int = 500
@@ -63,10 +57,26 @@ class TableConfig(CommonConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("evaluations", 1), ("unique_evaluations", 0), ("block", 1),
-                          ("log_seeds", 0)):
+        for name, low in (("evaluations", 1), ("block", 1), ("log_seeds", 0)):
             if getattr(self, name) < low:
                 raise InputError(f"{name} must be >= {low}, got {getattr(self, name)}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableConfig(TableSettings):
+    """What every search for one architecture has besides: budgets."""
+
+    unique_evaluations: int = 0
+    """Stop a seed at so many different networks; 0: no such limit."""
+    cost_metric: str = ""
+    """Metric that every evaluation costs, such as cifar10_estimated_seconds_e12."""
+    cost_budget: float = 0.0
+    """Stop a seed before the sum of its costs exceeds this; 0: no such limit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unique_evaluations < 0:
+            raise InputError(f"unique_evaluations must be >= 0, got {self.unique_evaluations}.")
         if not 0 <= self.cost_budget < float("inf"):
             raise InputError(f"cost_budget must be 0 or more, got {self.cost_budget}.")
         if bool(self.cost_metric) != (self.cost_budget > 0):
@@ -84,7 +94,7 @@ class Task(NamedTuple):
     sign: float           # fitness = sign * metric
 
 
-def load_task(config: TableConfig) -> Task:
+def load_task(config: TableSettings) -> Task:
     """Load the table and find its space.
 
     Raises:
@@ -96,14 +106,12 @@ def load_task(config: TableConfig) -> Task:
         raise TableError(f"{table.source}: one decision must have two choices, or there is nothing "
                          f"to search; num_choices is {list(table.num_choices)}.")
     metric, report = table.default_metric, table.default_report_metric
-    if config.cost_metric:
-        table.metric(config.cost_metric)
     evaluator = tabular(table.archs, {METRIC: table.metric(metric)}, table.num_choices)
     return Task(table, make_space(config, table), metric, report, evaluator,
                 -1.0 if config.minimize else 1.0)
 
 
-def make_space(config: TableConfig, table: Table) -> SearchSpace:
+def make_space(config: TableSettings, table: Table) -> SearchSpace:
     """Return the space that a table's architectures belong to; `Product` if it is nobody's."""
     known: dict[str, SearchSpace] = {
         "nasbench201": NASBench201(mutation=config.mutation), "nasbench_macro": NASBenchMacro()}
@@ -116,7 +124,7 @@ def make_space(config: TableConfig, table: Table) -> SearchSpace:
     return Product(num_choices=table.num_choices, name=table.name)
 
 
-def choose_devices(config: TableConfig) -> list[jax.Device]:
+def choose_devices(config: TableSettings) -> list[jax.Device]:
     """Return the devices that share the seeds.
 
     On a CPU every core becomes a device of its own, since a table's lookups run on one thread.
@@ -141,15 +149,23 @@ class Seeds(NamedTuple):
 
     searcher: Searcher
     num_steps: int     # of one call of `advance`
+    objectives: tuple[int, ...]  # () or (M,): what fitness has besides its axes below
     init: Program      # keys [D, S/D] -> states
     advance: Program   # states -> states, archs [D, S/D, T, B, L] and fitness [D, S/D, T, B]
 
 
-def make_seeds(name: str, strategy: Strategy, task: Task, config: TableConfig,
-               devices: list[jax.Device], programs: Programs) -> Seeds:
+def single_objective(task: Task) -> Objective:
+    """Return the objective of a task that has its metric alone."""
+    return (objectives.maximize if task.sign > 0 else objectives.minimize)(METRIC)
+
+
+def make_seeds(name: str, strategy: Strategy, task: Task, objective: Objective,
+               config: TableSettings, devices: list[jax.Device], programs: Programs) -> Seeds:
     """Build the programs of one strategy and register them; nothing is compiled."""
     searcher = strategy.searcher(task.space)
-    objective = (objectives.maximize if task.sign > 0 else objectives.minimize)(METRIC)
+    batch = jax.ShapeDtypeStruct((searcher.batch_size, len(task.table.num_choices)), jnp.int32)
+    fitness = jax.eval_shape(
+        lambda archs: objective(task.evaluator(jax.random.key(0), archs)), batch)
     steps = -(-config.evaluations // searcher.batch_size)
     blocks = max(1, -(-steps * searcher.batch_size // config.block))
     num_steps = -(-steps // blocks)
@@ -171,11 +187,12 @@ def make_seeds(name: str, strategy: Strategy, task: Task, config: TableConfig,
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
                                           sharding=parallel.sharding(devices)),
         jax.eval_shape(mapped_init, keys))
-    return Seeds(searcher, num_steps, programs.add(f"{name}_init", mapped_init, keys),
+    return Seeds(searcher, num_steps, fitness.shape[1:],
+                 programs.add(f"{name}_init", mapped_init, keys),
                  programs.add(name, mapped, states))
 
 
-def seed_keys(config: TableConfig, name: str, devices: list[jax.Device]) -> jax.Array:
+def seed_keys(config: TableSettings, name: str, devices: list[jax.Device]) -> jax.Array:
     """Return the keys of all seeds [D, S/D]; of one strategy they depend on nothing but the seed.
 
     Seed n has the same key however many seeds there are, and strategies differ in theirs.
@@ -200,7 +217,8 @@ def make_digest(task: Task, config: TableConfig, num_evaluations: int, programs:
     """Register the program that looks everything up that a report needs.
 
     Returns:
-      (archs [S, N, L], fitness [S, N]) -> `Evaluated`.
+      (archs [S, N, L], fitness [S, N], done) -> `Evaluated`; of every seed the first `done`
+      evaluations were made.
     """
     names = list(dict.fromkeys([task.metric, task.report_metric, *filter(None, [
         config.cost_metric])]))
@@ -227,8 +245,9 @@ def make_digest(task: Task, config: TableConfig, num_evaluations: int, programs:
         jax.ShapeDtypeStruct((*shape, len(table.num_choices)), small),
         jax.ShapeDtypeStruct(shape, jnp.float32))
 
-    def call(archs: np.ndarray, fitness: np.ndarray) -> Evaluated:
+    def call(archs: np.ndarray, fitness: np.ndarray, done: int) -> Evaluated:
         allowed, new, best, columns = jax.device_get(program(archs, fitness))
+        allowed = allowed & (np.arange(num_evaluations) < done)
         return Evaluated(archs, fitness, allowed, new, best, columns)
 
     return call

@@ -6,13 +6,11 @@ Runs are made in this process and share a compilation cache of this module.
 import dataclasses
 import itertools
 import json
-import os
 import re
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from scipy import stats
 
 from experiments import (common, compare, evolution, local_search, ppo, random_search, reinforce,
@@ -23,30 +21,15 @@ from jaxnas.search_spaces.nasbench201 import equivalence_classes
 
 STRATEGIES = {random_search: (), evolution: ("evolution",), local_search: ("local",),
               reinforce: ("reinforce",), ppo: ("ppo",),
-              compare: ("evolution", "reinforce", "ppo", "local")}
+              compare: ("evolution", "reinforce", "ppo", "local", "bayesian", "pnas")}
 VALID, TEST = "cifar10_valid_accuracy_e12", "cifar10_test_accuracy_e200"
 CHOICES = (3, 4, 2)
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def name_of(module):
     return module.__name__.rpartition(".")[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Keep compiled programs in a folder of this module, whatever they cost."""
-    settings = {"jax_persistent_cache_min_compile_time_secs": 0.0,
-                "jax_persistent_cache_min_entry_size_bytes": 0}
-    if not os.environ.get("JAXNAS_TEST_CACHE"):
-        settings["jax_compilation_cache_dir"] = str(tmp_path_factory.mktemp("cache"))
-    old = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in old.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

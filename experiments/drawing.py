@@ -12,7 +12,7 @@ from jaxnas.models import Model
 from jaxnas.networks.chain import MacroNetwork
 from jaxnas.networks.mobile import MobileNetwork
 from jaxnas.networks.nasbench201 import EDGES, OPERATIONS
-from jaxnas.search_spaces import NASBench201
+from jaxnas.search_spaces import NASBench201, morphable_cnn
 from jaxnas.search_spaces.enas_macro import ENASMacro
 
 
@@ -34,6 +34,8 @@ def draw(what: Model | Genotype | Encoded, stem: Path, title: str) -> list[Path]
         return reporting.draw_dag(edges, stem, title)
     if what.space == "enas_macro":
         return reporting.draw_chain(*_macro(what.arch), stem, title)
+    if what.space == "morphable_cnn":
+        return reporting.draw_chain(*_growing(what), stem, title)
     return reporting.draw_chain(what.architecture.split("|"), (), stem, title)
 
 
@@ -59,6 +61,22 @@ def _chain(model: Model) -> tuple[list[str], list[tuple[int, int]]]:
             inputs = stage.filters
     labels.append(f"conv 1x1, {mobile.head_filters}")
     return labels, skips
+
+
+def _growing(what: Encoded) -> tuple[list[str], list[tuple[int, int]]]:
+    """Return the layers and pools of a chain that grows, and its skips."""
+    space = morphable_cnn.space_of(what.architecture)
+    chain = space.slots.chain(np.array(what.arch))
+    labels: list[str] = []
+    places: list[int] = []
+    for stage in chain.stages:
+        for kernel, width in stage:
+            places.append(len(labels))
+            into = [skip.kind for skip in chain.into(len(places) - 1)]
+            labels.append(f"conv {kernel}x{kernel}, {width}" + "".join(
+                f", {into.count(kind)} {kind}" for kind in dict.fromkeys(into)))
+        labels.append("max_pool 2x2")
+    return labels, [(places[skip.source], places[skip.target]) for skip in chain.skips]
 
 
 def _macro(arch: tuple[int, ...]) -> tuple[list[str], list[tuple[int, int]]]:

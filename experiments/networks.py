@@ -12,13 +12,13 @@ from jaxnas.networks.mobile import MobileNetwork
 from jaxnas.networks.nasbench201 import NASBench201Network
 from jaxnas.networks.network import Network
 from jaxnas.networks.pair_network import PairNetwork
-from jaxnas.search_spaces import NASBench201
+from jaxnas.search_spaces import NASBench201, morphable_cnn
 from jaxnas.search_spaces.enas_macro import ENASMacro
 from jaxnas.search_spaces.mnasnet import MnasNet
 from jaxnas.search_spaces.nasrl import NASRL
 
-ENCODED = ("nasbench201", "enas_macro", "nasrl", "mnasnet")
-WITHOUT_DROP_PATH = ("nasbench201", "enas_macro", "nasrl")
+ENCODED = ("nasbench201", "enas_macro", "nasrl", "mnasnet", "morphable_cnn")
+WITHOUT_DROP_PATH = ("nasbench201", "enas_macro", "nasrl", "morphable_cnn")
 
 
 def make_network(genotype: Genotype | Encoded, config: Any, num_classes: int) -> Any:
@@ -28,8 +28,8 @@ def make_network(genotype: Genotype | Encoded, config: Any, num_classes: int) ->
       genotype: of any space that has networks.
       config: of `experiments.retrain`: `features`, `layers`, `auxiliary`, `pool_norm` and
         `drop_path_rate` are read. Where cells come in three equal stages, a stage has a third of
-        `layers`, one at least; chains have the layers, and NASRL and MnasNet the widths, that their
-        genotype says.
+        `layers`, one at least; chains have the layers, and NASRL, MnasNet and chains that grow the
+        widths, that their genotype says.
       num_classes: outputs of the classifier.
 
     Returns:
@@ -64,6 +64,9 @@ def make_network(genotype: Genotype | Encoded, config: Any, num_classes: int) ->
     if genotype.space == "mnasnet":
         return MobileNetwork(MnasNet(mobile_grid.small_images()).model(_same(genotype, MnasNet(
             mobile_grid.small_images()))), num_classes=num_classes)
+    if genotype.space == "morphable_cnn":
+        growing = morphable_cnn.space_of(text)
+        return growing.network(_same(genotype, growing), num_classes=num_classes)
     layers = len(text.split("|"))
     if genotype.space == "enas_macro":
         macro = ENASMacro(layers)

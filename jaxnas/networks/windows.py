@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxnas.networks import primitives
 from jaxnas.networks.depthwise import depthwise
 
 PADDINGS = ("symmetric", "same", "valid")
@@ -150,10 +151,7 @@ def max_pool(x: jax.Array, size: int, stride: int, *, padding: str = "symmetric"
       [N, ceil(H / stride), ceil(W / stride), C]; fewer windows where padding is "valid".
     """
     for axis in (2, 1):
-        best, *others = _views(x, axis, size, stride, 1, padding, -jnp.inf)
-        for other in others:
-            best = jnp.where(best >= other, best, other)
-        x = best
+        x = primitives.largest(_views(x, axis, size, stride, 1, padding, -jnp.inf))
     return x
 
 

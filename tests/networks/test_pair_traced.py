@@ -251,3 +251,25 @@ def test_refuses_inputs(image, arch, match):
     with pytest.raises(ValueError, match=match):
         jax.eval_shape(lambda: network.init(
             jax.random.key(0), jnp.zeros(image), jnp.zeros(arch, jnp.int32), train=False))
+
+
+@pytest.mark.slow
+def test_gradients_of_maxima_of_maxima_are_those_of_forward_mode():
+    """XLA once compiled a wrong gradient of this fixed network, see `primitives.largest`."""
+    operations = ("max_pool_3x3", "max_pool_7x7", "conv_1x1")
+    space, network = _make("nasnet", operations, 5)
+    conv = (0, 0, 2, 2, 0)  # both inputs, by 1x1 convolutions
+    normal = [(0, 1, 2, 2, 0), (2, 1, 2, 2, 0), (1, 3, 1, 1, 0), (4, 3, 1, 2, 0), (4, 3, 0, 2, 0)]
+    arch = np.array([normal, [conv] * 5], np.int32).reshape(-1)[:len(space.num_choices)]
+    with jax.enable_x64(True):
+        x = np.random.default_rng(1).normal(size=(3, 64, 64, 2))
+        fixed = network.fixed(np.asarray(_layout(space, arch)))
+        variables = _variables(fixed, x)
+        random = np.random.default_rng(2)
+        step = jax.tree.map(lambda a: random.normal(size=a.shape), variables["params"])
+        loss = lambda params: _program(fixed)(params, variables["batch_stats"], x)[0]
+        grads = jax.jit(jax.grad(loss), compiler_options=QUICK)(variables["params"])
+        along = sum(np.sum(a * b) for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(step)))
+        forward = jax.jit(lambda: jax.jvp(loss, (variables["params"],), (step,))[1],
+                          compiler_options=QUICK)()
+        np.testing.assert_allclose(along, forward, rtol=1e-9)

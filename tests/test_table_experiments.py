@@ -425,6 +425,8 @@ BAD = {
     "learning rate": (reinforce, lambda p: ["--learning-rate", "0"], "learning_rate"),
     "batch": (ppo, lambda p: ["--batch-size", "0"], "batch_size"),
     "clip": (ppo, lambda p: ["--clip-range", "-0.1"], "clip_range"),
+    "a strategy twice": (compare, lambda p: ["--strategies", "ppo", "ppo"], "each once"),
+    "unknown strategy": (compare, lambda p: ["--strategies", "annealing"], "strategies"),
     "inside compare": (compare, lambda p: ["--ppo.num-epochs", "0"], "num_epochs"),
 }
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnas import encodings, gaussian_processes
 from jaxnas.base import Surrogate
@@ -78,7 +79,7 @@ def gaussian_process(kernel: Kernel, *,
     for name, values in (("length_scales", length_scales), ("noises", noises)):
         if not len(values) or not all(0 < value < float("inf") for value in values):
             raise ValueError(f"{name} must be one or more numbers above 0, got {tuple(values)}.")
-    grid = jnp.array([(length, noise) for length in length_scales for noise in noises], jnp.float32)
+    grid = np.array([(length, noise) for length in length_scales for noise in noises], np.float32)
 
     def fit(key, archs, fitness, mask):
         del key  # deterministic
@@ -91,7 +92,7 @@ def gaussian_process(kernel: Kernel, *,
 
         # One after the other: a batch of factorisations is no faster on a CPU, and takes G times
         # the memory.
-        length_scale, noise = grid[jnp.argmax(jax.lax.map(evidence, grid))]
+        length_scale, noise = jnp.asarray(grid)[jnp.argmax(jax.lax.map(evidence, grid))]
         factor = gaussian_processes.factorize(
             kernel(archs, archs, length_scale), targets, mask, noise=noise)
         return GaussianProcessModel(archs, factor, length_scale, noise, mean, scale)

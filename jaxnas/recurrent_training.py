@@ -79,6 +79,7 @@ def language_trainer(
     deviation: float = 0.0,
     activation_penalty: float | jax.Array = 0.0,
     slowness_penalty: float | jax.Array = 1e-3,
+    weight_penalty: Callable[..., jax.Array] | None = None,
 ) -> LanguageTrainer:
     """Build the training of a language model.
 
@@ -93,6 +94,8 @@ def language_trainer(
       activation_penalty: alpha of AR, of the mean square of outputs after dropout.
       slowness_penalty: beta of TAR, of the mean square of steps of the raw output; 1e-3 in DARTS,
         1 in ENAS.
+      weight_penalty: (params, *inputs) -> [] added to the loss, before clipping, such as an L2 of
+        what an architecture uses.
 
     Raises:
       ValueError: an option out of range.
@@ -117,6 +120,8 @@ def language_trainer(
         outputs = model.apply(params, tokens, states, *inputs, key=key, length=length)
         loss = next_token_loss(outputs.logits, targets, length)
         total = loss + regularization(outputs, length, activation_penalty, slowness_penalty)
+        if weight_penalty is not None:
+            total = total + weight_penalty(params, *inputs)
         return total, (loss, outputs.states)
 
     def train_step(key, state: LanguageState, tokens, targets, length, inputs):

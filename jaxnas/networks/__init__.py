@@ -22,6 +22,7 @@ from jaxnas.networks.predictors import (Layout, LSTMPredictor, MLPPredictor, blo
 from jaxnas.networks.recurrent import GRU, LSTM, unroll
 from jaxnas.networks.recurrent_highway import (FixedHighway, MixedHighway, SharedHighway,
                                                TracedHighway, published_cell)
+from jaxnas.networks.recurrent_recipes import RecipeCell, read_recipe
 from jaxnas.networks.recurrent_tree import FixedTree, TracedTree
 from jaxnas.networks.supernet import Supernet, reduction_layers
 from jaxnas.networks.traced import TracedNetwork

@@ -112,8 +112,9 @@ def largest(views: Sequence[jax.Array]) -> jax.Array:
     """Return the largest of up to 127 arrays, elementwise; of equal ones the first is taken.
 
     Where it stands is found first, and then taken. A chain of `where(x >= y, x, y)` has the same
-    gradient on paper, but of networks that pool a pooled map twice XLA's CPU compiler (jaxlib 0.10)
-    gave one that was off by 1e-3; differences of their loss agree with this form.
+    gradient on paper, but of networks that pool a pooled map twice XLA's CPU compiler (jaxlib 0.10,
+    `xla_backend_optimization_level=0`) gave one that was off by 1e-3; differences of their loss
+    agree with this form.
     """
     best, *others = (lax.stop_gradient(view) for view in views)
     place = jnp.zeros(best.shape, jnp.int8)

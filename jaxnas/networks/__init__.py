@@ -31,9 +31,9 @@ __all__ = [
     "BatchNorm", "CellStyle", "Dropout", "FilterNetwork", "FixedHighway", "FixedTree", "GRU",
     "LSTM", "LSTMPredictor", "LanguageModel", "Layout", "MLPPredictor", "MacroNetwork", "MixedCell",
     "MixedHighway", "MobileNetwork", "MorphableNetwork", "MorphableSlots", "NASBench201Network",
-    "Network", "OPERATIONS", "Operation", "PairNetwork", "SharedHighway", "Supernet",
+    "Network", "OPERATIONS", "Operation", "PairNetwork", "RecipeCell", "SharedHighway", "Supernet",
     "TracedHighway", "TracedMorphableNetwork", "TracedNetwork", "TracedPairNetwork", "TracedTree",
     "block_layout", "decision_layout", "depthwise", "drop_path", "edge_index", "independent_logits",
     "lstm_controller", "mixed_edges", "num_edges", "own_operations", "predictor_ensemble",
-    "published_cell", "reduction_layers", "unroll",
+    "published_cell", "read_recipe", "reduction_layers", "unroll",
 ]

@@ -73,7 +73,10 @@ def test_equals_the_fixed_network(label, count, depths):
     traced, fixed_of, counts = NETWORKS[label]
     archs = archs_of(traced, counts, count)
     with jax.enable_x64(True):
-        x = np.random.default_rng(1).normal(size=(3, 8, 12, 1))
+        # Deep ones have large images: where a window covers a whole map the maximum is constant,
+        # and what its normalisation makes of it is rounding noise.
+        size = (32, 40) if "macro_deep" in label else (8, 12)
+        x = np.random.default_rng(1).normal(size=(3, *size, 1))
         variables = _variables(traced, x, archs[0])
         program = chex.assert_max_traces(_program(traced), n=1)
         run = jax.jit(jax.value_and_grad(program, has_aux=True), compiler_options=QUICK)

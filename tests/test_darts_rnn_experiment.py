@@ -49,8 +49,8 @@ def records(path):
             for row in reporting.read_metrics(path / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("looks", [  # in the search, in the retraining
-    pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("looks", [2, 8])  # in the search, in the retraining
 def test_interrupted_run_resumes_equal(whole, tmp_path, monkeypatch, looks):
     class Impatient(common.Interrupt):
         """Asks to stop when it is looked at for the n-th time."""

@@ -44,6 +44,7 @@ def test_numbers_of_the_paper():
     np.testing.assert_array_equal(full, growing.largest.canonical(full))
 
 
+@pytest.mark.slow
 def test_one_network_for_cells_of_every_size():
     growing = GrowingPNAS(PNAS(2, ("skip_connect", "conv_3x3")))
     network = growing.traced_network(features=4, cells_per_stage=1)

@@ -196,19 +196,19 @@ class Run:
             arch = self.space.slots.arch(chain)
             runs.append(retraining.Retraining(
                 "random_networks", seed, seed, arch, (jnp.asarray(arch),)))
-        total, done = len(runs) * config.retrain_epochs, self.step - self.search_steps
-        with self.progress.phase("retrain", total=total, completed=done) as bar:
-            for epoch in retraining.train_all(
-                    self.trainer, runs, self.state,
-                    jax.random.fold_in(searching.random_key(config.seed), 3),
-                    epochs=config.retrain_epochs, done=done, metrics=self.directory.metrics,
-                    stop=lambda: self.interrupt.requested):
-                self.step += 1
-                self.state["clock"]["retrain"] += epoch.seconds
-                if epoch.last or config.retrain_epochs > 50:
-                    self._save()
-                bar.advance(1, epoch.text)
-        return self.step - self.search_steps == total
+
+        def on_epoch(epoch: retraining.Epoch) -> None:
+            self.step += 1
+            self.state["clock"]["retrain"] += epoch.seconds
+            if epoch.last or config.retrain_epochs > 50:
+                self._save()
+
+        return retraining.train_all(
+            self.trainer, runs, self.state,
+            jax.random.fold_in(searching.random_key(config.seed), 3),
+            epochs=config.retrain_epochs, done=self.step - self.search_steps,
+            metrics=self.directory.metrics, progress=self.progress,
+            stop=lambda: self.interrupt.requested, on_epoch=on_epoch)
 
     def _report(self, complete: bool) -> None:
         path = self.directory.path

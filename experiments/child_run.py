@@ -193,22 +193,22 @@ class _Run:
         return found | {"random_networks": list(np.asarray(drawn))}
 
     def _retrain(self) -> bool:
-        config, base = self.config, self._search_steps
+        config = self.config
         runs = [retraining.Retraining(group, number, number, arch,
                                       (self.system.final_inputs(arch),))
                 for group, archs in self.archs().items() for number, arch in enumerate(archs)]
-        total, done = len(runs) * config.retrain_epochs, self.step - base
-        with self.progress.phase("retrain", total=total, completed=done) as bar:
-            for epoch in retraining.train_all(
-                    self.trainer, runs, self.state,
-                    jax.random.fold_in(searching.random_key(config.seed), 3),
-                    epochs=config.retrain_epochs, done=done, metrics=self.directory.metrics,
-                    stop=lambda: self.interrupt.requested):
-                self.step += 1
-                self.state["clock"]["retrain"] += epoch.seconds
-                self._save()
-                bar.advance(1, epoch.text)
-        return self.step - base == total
+
+        def on_epoch(epoch: retraining.Epoch) -> None:
+            self.step += 1
+            self.state["clock"]["retrain"] += epoch.seconds
+            self._save()
+
+        return retraining.train_all(
+            self.trainer, runs, self.state,
+            jax.random.fold_in(searching.random_key(config.seed), 3),
+            epochs=config.retrain_epochs, done=self.step - self._search_steps,
+            metrics=self.directory.metrics, progress=self.progress,
+            stop=lambda: self.interrupt.requested, on_epoch=on_epoch)
 
     @property
     def path(self) -> Path:

@@ -271,26 +271,25 @@ class _Run:
         return np.concatenate([np.stack([found] * self.config.num_seeds), random])
 
     def _retrain(self) -> bool:
-        config, base = self.config, self.task.total_steps
+        config = self.config
         runs = [
             retraining.Retraining("found" if number < config.num_seeds else "random", number,
                                   number % config.num_seeds, arch,
                                   (jnp.asarray(arch).reshape(2, -1, 2),))
             for number, arch in enumerate(self.archs())
         ]
-        total, done = len(runs) * config.retrain_epochs, self.step - base
-        with self.progress.phase("retrain", total=total, completed=done) as bar:
-            for epoch in retraining.train_all(
-                self.trainer, runs, self.state,
-                jax.random.fold_in(searching.random_key(config.seed), 3),
-                epochs=config.retrain_epochs, done=done, metrics=self.directory.metrics,
-                stop=lambda: self.interrupt.requested,
-            ):
-                self.step += 1
-                self.state["clock"][1] += epoch.seconds
-                self.directory.save(self.step, self.state)
-                bar.advance(1, epoch.text)
-        return self.step - base == total
+
+        def on_epoch(epoch: retraining.Epoch) -> None:
+            self.step += 1
+            self.state["clock"][1] += epoch.seconds
+            self.directory.save(self.step, self.state)
+
+        return retraining.train_all(
+            self.trainer, runs, self.state,
+            jax.random.fold_in(searching.random_key(config.seed), 3),
+            epochs=config.retrain_epochs, done=self.step - self.task.total_steps,
+            metrics=self.directory.metrics, progress=self.progress,
+            stop=lambda: self.interrupt.requested, on_epoch=on_epoch)
 
     def _report(self, complete: bool) -> None:
         config, path = self.config, self.directory.path

@@ -102,20 +102,22 @@ def run(config: Config) -> None:
             if restored is not None:
                 step, state = restored.step, dict(restored.state)
                 state |= {name: np.array(state[name]) for name in ("accuracies", "clock")}
-            timer, total = common.StepTimer(), config.num_seeds * config.retrain_epochs
+            timer = common.StepTimer()
             runs = [retraining.Retraining("found", number, number, config.genotype, ())
                     for number in range(config.num_seeds)]
-            with progress.phase("train", total=total, completed=step) as bar:
-                for epoch in retraining.train_all(
-                        trainer, runs, state, searching.random_key(config.seed),
-                        epochs=config.retrain_epochs, done=step, metrics=directory.metrics,
-                        stop=lambda: interrupt.requested):
-                    timer.record(epoch.seconds, epoch.steps)
-                    state["clock"][0] += epoch.seconds
-                    step += 1
-                    directory.save(step, state)
-                    bar.advance(1, epoch.text)
-            _report(config, directory, genotype, programs, timer, state, count, step == total)
+
+            def on_epoch(epoch: retraining.Epoch) -> None:
+                nonlocal step
+                step += 1
+                timer.record(epoch.seconds, epoch.steps)
+                state["clock"][0] += epoch.seconds
+                directory.save(step, state)
+
+            complete = retraining.train_all(
+                trainer, runs, state, searching.random_key(config.seed),
+                epochs=config.retrain_epochs, done=step, metrics=directory.metrics,
+                progress=progress, stop=lambda: interrupt.requested, on_epoch=on_epoch)
+            _report(config, directory, genotype, programs, timer, state, count, complete)
 
 
 def _report(config, directory, genotype, programs, timer, state, count, complete) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -150,7 +150,6 @@ class Retraining(NamedTuple):
 class Epoch(NamedTuple):
     """An epoch of a retraining that has just ended."""
 
-    text: str       # for a progress bar
     seconds: float
     steps: int
     last: bool      # of its network, which has been tested
@@ -158,46 +157,51 @@ class Epoch(NamedTuple):
 
 def train_all(
     trainer: Trainer, runs: Sequence[Retraining], state: dict[str, Any], key: jax.Array, *,
-    epochs: int, done: int, metrics: reporting.MetricsWriter, stop: Callable[[], bool],
-) -> Iterator[Epoch]:
+    epochs: int, done: int, metrics: reporting.MetricsWriter, progress: reporting.Progress,
+    stop: Callable[[], bool], on_epoch: Callable[[Epoch], None],
+) -> bool:
     """Train networks one after the other, an epoch at a time, each tested after its last.
 
     Args:
       trainer: of `make_trainer`.
       runs: R networks.
       state: its "train" (a `TrainState`) and "accuracies" [R] (percent; of a network that diverged
-        too) are kept up to date; the caller saves them.
+        too) are kept up to date; `on_epoch` saves them.
       key: of everything random.
       epochs: of each network.
       done: epochs of all networks together that `state` has behind it.
       metrics: gets "epoch" and "evaluation" lines.
-      stop: asked before an epoch; True ends the iteration.
+      progress: gets a phase.
+      stop: asked before an epoch; True ends the training.
+      on_epoch: called after every epoch.
 
-    Yields:
-      What the epoch was, after it.
+    Returns:
+      Whether it went to the end.
     """
-    for position in range(done, len(runs) * epochs):
-        if stop():
-            return
-        number, epoch = divmod(position, epochs)
-        run, last = runs[number], epoch == epochs - 1
-        arch = run.arch if isinstance(run.arch, str) else run.arch.tolist()
-        run_key = jax.random.fold_in(key, run.seed)
-        facts = {"phase": "retrain", "run": run.number, "group": run.group}
-        start = time.perf_counter()
-        state["train"], info = trainer.train_epoch(run_key, state["train"], epoch, *run.inputs)
-        loss = float(info["loss"].mean())
-        metrics.write("epoch", epoch=epoch, loss=loss,
-                      train_accuracy=100 * float(info["accuracy"].mean()), **facts)
-        if last:
-            accuracy, test_loss = 100 * float(info["test_accuracy"]), float(info["test_loss"])
-            state["accuracies"][number] = accuracy
-            metrics.write(
-                "evaluation", arch=arch, test_accuracy=accuracy, test_loss=test_loss,
-                fitness=accuracy, failed=not np.isfinite(test_loss), budget=epochs,
-                budget_unit="epochs", **facts)
-        yield Epoch(f"{run.group} {run.seed} loss {loss:.3f}", time.perf_counter() - start,
-                    len(info["loss"]), last)
+    total = len(runs) * epochs
+    with progress.phase("retrain", total=total, completed=done) as bar:
+        for position in range(done, total):
+            if stop():
+                return False
+            number, epoch = divmod(position, epochs)
+            run, last = runs[number], epoch == epochs - 1
+            start = time.perf_counter()
+            state["train"], info = trainer.train_epoch(
+                jax.random.fold_in(key, run.seed), state["train"], epoch, *run.inputs)
+            facts = {"phase": "retrain", "run": run.number, "group": run.group}
+            loss = float(info["loss"].mean())
+            metrics.write("epoch", epoch=epoch, loss=loss,
+                          train_accuracy=100 * float(info["accuracy"].mean()), **facts)
+            if last:
+                accuracy, test_loss = 100 * float(info["test_accuracy"]), float(info["test_loss"])
+                state["accuracies"][number] = accuracy
+                metrics.write(
+                    "evaluation", arch=run.arch if isinstance(run.arch, str) else run.arch.tolist(),
+                    test_accuracy=accuracy, test_loss=test_loss, fitness=accuracy,
+                    failed=not np.isfinite(test_loss), budget=epochs, budget_unit="epochs", **facts)
+            on_epoch(Epoch(time.perf_counter() - start, len(info["loss"]), last))
+            bar.advance(1, f"{run.group} {run.seed} loss {loss:.3f}")
+    return True
 
 
 def verdict(found: float, random: float) -> str:

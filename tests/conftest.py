@@ -10,7 +10,9 @@ os.environ["XLA_FLAGS"] = (
     " --xla_backend_optimization_level=0").strip()
 os.environ["JAXNAS_CACHE_DIR"] = os.environ.get("JAXNAS_TEST_CACHE", "")  # empty: no cache
 
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from contextlib import AbstractContextManager, contextmanager  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import chex  # noqa: E402
 import jax  # noqa: E402
@@ -44,3 +46,38 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for name, value in old.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Return a context in which a run is asked to stop, as after Ctrl-C, at its (n + 1)-th look."""
+    from experiments import common
+
+    @contextmanager
+    def stopping_after(looks: int) -> Iterator[None]:
+        class Impatient(common.Interrupt):
+            seen = 0
+
+            @property
+            def requested(self):
+                self.seen += 1
+                return self.seen > looks
+
+            @requested.setter
+            def requested(self, value):
+                pass
+
+        with monkeypatch.context() as patch:
+            patch.setattr(common, "Interrupt", Impatient)
+            yield
+
+    return stopping_after
+
+
+@pytest.fixture(scope="session")
+def records() -> Callable[[Path], list[dict[str, object]]]:
+    """Return a function that reads a run's metrics.jsonl without what a clock wrote."""
+    from jaxnas import reporting
+
+    return lambda path: [{name: value for name, value in row.items() if "seconds" not in name}
+                         for row in reporting.read_metrics(path / "metrics.jsonl")]

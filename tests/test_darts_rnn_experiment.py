@@ -43,32 +43,11 @@ def test_run_directory(whole):
         language_retraining.GROUPS)
 
 
-def records(path):
-    """metrics.jsonl without what a clock wrote."""
-    return [{k: v for k, v in row.items() if "seconds" not in k}
-            for row in reporting.read_metrics(path / "metrics.jsonl")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("looks", [2, 8])  # in the search, in the retraining
-def test_interrupted_run_resumes_equal(whole, tmp_path, monkeypatch, looks):
-    class Impatient(common.Interrupt):
-        """Asks to stop when it is looked at for the n-th time."""
-
-        seen = 0
-
-        @property
-        def requested(self):
-            self.seen += 1
-            return self.seen > looks
-
-        @requested.setter
-        def requested(self, value):
-            pass
-
+@pytest.mark.parametrize("looks", [  # in the search, in the retraining
+    pytest.param(2, marks=pytest.mark.slow), 8])
+def test_interrupted_run_resumes_equal(whole, records, stopping, tmp_path, looks):
     path = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(common, "Interrupt", Impatient)
+    with stopping(looks):
         assert main("--smoke", "--output", str(path)) == 0
     assert not reporting.read_result(path).complete
     assert reporting.validate_run_directory(path) == []

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common, enas, enas_controller, enas_search, retraining
+from experiments import enas, enas_controller, enas_search, retraining
 from experiments.programs import Program
 from jaxnas import genotypes, reporting
 from jaxnas.networks.used_parameters import used_parameters
@@ -86,35 +86,14 @@ def test_micro_run_directory(compiled_once, tmp_path):
     check_run(whole("micro", tmp_path), "micro")
 
 
-def records(path):
-    """metrics.jsonl without what a clock wrote."""
-    rows = reporting.read_metrics(path / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
-
-
 @pytest.mark.parametrize("looks", [1, 2, 4])  # in the search, at its end, in the retraining
-def test_interrupted_run_resumes_equal(macro_run, tmp_path, monkeypatch, looks):
-    class Impatient(common.Interrupt):
-        """Asks to stop when it is looked at for the n-th time."""
-
-        seen = 0
-
-        @property
-        def requested(self):
-            self.seen += 1
-            return self.seen > looks
-
-        @requested.setter
-        def requested(self, value):
-            pass
-
+def test_interrupted_run_resumes_equal(macro_run, records, stopping, tmp_path, looks):
     path = tmp_path / "run"
-    monkeypatch.setattr(common, "Interrupt", Impatient)
-    assert enas.main(["--smoke", "--output", str(path), "--quiet"]) == 0
+    with stopping(looks):
+        assert enas.main(["--smoke", "--output", str(path), "--quiet"]) == 0
     partial = reporting.read_result(path)
     assert not partial.complete and (path / "report.html").exists()
     assert reporting.validate_run_directory(path) == []
-    monkeypatch.undo()
     assert enas.main(["--resume", str(path), "--quiet"]) == 0
     assert records(path) == records(macro_run)
     one, other = reporting.read_result(path), reporting.read_result(macro_run)

@@ -18,12 +18,6 @@ def main(*flags):
                        [*flags, "--quiet"])
 
 
-def records(path):
-    """metrics.jsonl without what a clock wrote."""
-    return [{k: v for k, v in row.items() if "seconds" not in k}
-            for row in reporting.read_metrics(path / "metrics.jsonl")]
-
-
 @pytest.fixture(scope="module")
 def whole(compiled_once, tmp_path_factory):
     """An uninterrupted smoke run."""
@@ -69,24 +63,9 @@ def test_search_is_what_it_says(whole):
 
 @pytest.mark.slow  # what is shared with darts_rnn is resumed by default there
 @pytest.mark.parametrize("looks", [1, 4])  # in the search, in the retraining
-def test_interrupted_run_resumes_equal(whole, tmp_path, monkeypatch, looks):
-    class Impatient(common.Interrupt):
-        """Asks to stop when it is looked at for the n-th time."""
-
-        seen = 0
-
-        @property
-        def requested(self):
-            self.seen += 1
-            return self.seen > looks
-
-        @requested.setter
-        def requested(self, value):
-            pass
-
+def test_interrupted_run_resumes_equal(whole, records, stopping, tmp_path, looks):
     path = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(common, "Interrupt", Impatient)
+    with stopping(looks):
         assert main("--smoke", "--output", str(path)) == 0
     assert not reporting.read_result(path).complete
     assert reporting.validate_run_directory(path) == []

@@ -85,12 +85,6 @@ def leaves(path):
     return step, {name: digest for name, digest in found.items() if "clock" not in name}
 
 
-def records(path):
-    """metrics.jsonl without what a clock wrote."""
-    rows = reporting.read_metrics(path / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
-
-
 def wait_for_lines(path, count, process):
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
@@ -104,7 +98,7 @@ def wait_for_lines(path, count, process):
 @pytest.mark.parametrize("how, lines", [
     ("kill", 1), pytest.param("kill", 3, marks=pytest.mark.slow),
     pytest.param("term", 2, marks=pytest.mark.slow)])
-def test_interrupted_run_resumes_bit_equal(whole_run, environment, tmp_path, how, lines):
+def test_interrupted_run_resumes_bit_equal(whole_run, records, environment, tmp_path, how, lines):
     whole, _ = whole_run
     path = tmp_path / "run"
     process = start(environment, "darts", "--output", path)

@@ -166,7 +166,7 @@ def test_run_directory_and_page(own_run):
     assert len(front["rows"]) == 3 and len(front["rows"][0]) == len(front["header"])
 
 
-def test_minimized_and_interrupted(table_file, tmp_path, monkeypatch, capsys):
+def test_minimized_and_interrupted(table_file, stopping, tmp_path, monkeypatch, capsys):
     """A metric that is minimised leaves MnasNet's reward out; a stopped run resumes bit-equal."""
     monkeypatch.setattr(pareto_report, "draw", lambda *_: None)
     flags = ("--smoke", "--table", table_file[0], "--metric", "accuracy", "--minimize",
@@ -180,22 +180,7 @@ def test_minimized_and_interrupted(table_file, tmp_path, monkeypatch, capsys):
         -table_file[1]["accuracy"].astype(np.float32)[
             tuple(np.moveaxis(arrays["nsga2_archs"].astype(int), -1, 0))])
 
-    class Stopped(common.Interrupt):
-        """As after Ctrl-C in the fourth block."""
-
-        looks = 0
-
-        @property
-        def requested(self):
-            self.looks += 1
-            return self.looks > 3
-
-        @requested.setter
-        def requested(self, value):
-            pass
-
-    with monkeypatch.context() as patch:
-        patch.setattr(common, "Interrupt", Stopped)
+    with stopping(3):  # in the fourth block
         assert call(*flags, "--output", tmp_path / "run") == 0
     stopped = reporting.read_result(tmp_path / "run")
     assert not stopped.complete and stopped.evaluations.total == 3 * 60

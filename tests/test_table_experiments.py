@@ -192,26 +192,11 @@ def test_seeds_have_keys_of_their_own():
 @pytest.mark.parametrize("module, stop", [
     (random_search, 0), (evolution, 1), (evolution, 5), (random_search, 99)],
     ids=lambda value: value if isinstance(value, int) else name_of(value))
-def test_interrupted_run_resumes_bit_equal(module, stop, smoke_runs, tmp_path, monkeypatch,
-                                           undrawn, capsys):
-    class Stopped(common.Interrupt):
-        """As after Ctrl-C in block `stop`, counting from 0."""
-
-        looks = 0
-
-        @property
-        def requested(self):
-            self.looks += 1
-            return self.looks > stop
-
-        @requested.setter
-        def requested(self, value):
-            pass
-
+def test_interrupted_run_resumes_bit_equal(module, stop, smoke_runs, stopping, tmp_path, undrawn,
+                                           capsys):
     path = tmp_path / "run"
     flags = ("--block", 5, "--devices", 2)  # 4 blocks of random search, then 4 of evolution
-    with monkeypatch.context() as patch:
-        patch.setattr(common, "Interrupt", Stopped)
+    with stopping(stop):  # in block `stop`, counting from 0
         assert call(module, "--smoke", "--output", path, *flags) == 0
     result = reporting.read_result(path)
     assert result.complete == (stop == 99)

@@ -134,12 +134,8 @@ def check_hidden_size(hidden_size: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTM(Stateless):
-    """Long short-term memory (Hochreiter & Schmidhuber, 1997), gates i, f, g, o, one bias each.
-
-    Parameters: input [D, 4 H], recurrent [H, 4 H], bias [4 H]; uniform in +- 1 / sqrt(H), as
-    PyTorch has it. The state is (h, c).
-    """
+class _Gated(Stateless):
+    """What LSTM and GRU share."""
 
     hidden_size: int
 
@@ -150,6 +146,15 @@ class LSTM(Stateless):
     def recurrent(self) -> tuple[str, ...]:
         """Names of the hidden-to-hidden parameters."""
         return ("recurrent",)
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTM(_Gated):
+    """Long short-term memory (Hochreiter & Schmidhuber, 1997), gates i, f, g, o, one bias each.
+
+    Parameters: input [D, 4 H], recurrent [H, 4 H], bias [4 H]; uniform in +- 1 / sqrt(H), as
+    PyTorch has it. The state is (h, c).
+    """
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw the parameters."""
@@ -171,22 +176,12 @@ class LSTM(Stateless):
 
 
 @dataclasses.dataclass(frozen=True)
-class GRU(Stateless):
+class GRU(_Gated):
     """Gated recurrent unit (Cho et al., 2014, https://arxiv.org/abs/1406.1078), gates r, z, n.
 
     The reset gate acts after the product, as in cuDNN. Parameters: input [D, 3 H], recurrent
     [H, 3 H], bias [3 H] and reset_bias [H], of the candidate's hidden part; drawn as the LSTM's.
     """
-
-    hidden_size: int
-
-    def __post_init__(self):
-        check_hidden_size(self.hidden_size)
-
-    @property
-    def recurrent(self) -> tuple[str, ...]:
-        """Names of the hidden-to-hidden parameters."""
-        return ("recurrent",)
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw the parameters."""

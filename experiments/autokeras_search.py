@@ -116,7 +116,7 @@ class Children:
                           jnp.asarray(split.train, jnp.int32), jnp.asarray(split.valid, jnp.int32))
         key = fast_keys.key(0)
         shape = jax.eval_shape(self._initial, key)
-        self.empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape)
+        self.empty = training.zeros(shape)
         self.program: Program = programs.add(
             PROGRAMS[0], jax.jit(self._train), key, jax.ShapeDtypeStruct((), bool), shape,
             jax.ShapeDtypeStruct((len(space.num_choices),), jnp.int32), *self._examples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import morphisms
+from experiments.run import write_npz
+from jaxnas import morphisms, training
 from jaxnas.conv_chains import ConvChain
 from jaxnas.morphisms import Morphable
 from jaxnas.networks import TracedMorphableNetwork
@@ -40,8 +40,7 @@ def insert(network: TracedMorphableNetwork, child: Morphable,
     params = variables["params"]
     trees = [network.insert({"params": tree}, child.chain)["params"]
              for tree in child.optimizer_state]
-    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-                         jax.eval_shape(optimizer.init, params))
+    fresh = training.zeros(jax.eval_shape(optimizer.init, params))
     return TrainState(params, variables["batch_stats"],
                       morphisms.replace_moments(fresh, params, trees), jnp.int32(0))
 
@@ -50,13 +49,9 @@ def save(path: Path, child: Morphable) -> None:
     """Write a child's weights; readers see the whole file or none."""
     trees = {"params": child.params, "batch_stats": child.batch_stats}
     trees |= {f"moment{number}": tree for number, tree in enumerate(child.optimizer_state)}
-    flat = {f"{kind}/{name}": np.asarray(leaf) for kind, tree in trees.items()
-            for name, leaf in _flat(tree)}
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **flat)  # type: ignore[arg-type]  # all are arrays
-    os.replace(temporary, path)
+    write_npz(path, {jax.tree_util.keystr(place, simple=True, separator="/"): np.asarray(leaf)
+                     for place, leaf in jax.tree_util.tree_leaves_with_path(trees)})
 
 
 def load(path: Path, chain: ConvChain) -> Morphable:
@@ -71,9 +66,3 @@ def load(path: Path, chain: ConvChain) -> Morphable:
             tree[parts[-1]] = file[name]
     kept = tuple(trees[f"moment{number}"] for number in range(len(trees) - 2))
     return Morphable(chain, trees["params"], trees["batch_stats"], kept)
-
-
-def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        return [(prefix.rstrip("/"), tree)]
-    return [pair for name, value in tree.items() for pair in _flat(value, f"{prefix}{name}/")]

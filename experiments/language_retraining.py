@@ -214,5 +214,4 @@ def make_retrainer(config: LanguageConfig, name: str, model: LanguageModel, text
         return program(key, state, jnp.int32(number), jnp.asarray(average),
                        epoch_windows(key, number), *parts, *inputs)
 
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
-    return Retrainer(run, empty, count_parameters(model))
+    return Retrainer(run, training.zeros(shape), count_parameters(model))

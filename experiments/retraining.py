@@ -134,7 +134,7 @@ def make_trainer(
                            jax.ShapeDtypeStruct((), jnp.int32), *parts, *inputs)
     return Trainer(
         lambda key, state, epoch, *inputs: program(key, state, jnp.int32(epoch), *parts, *inputs),
-        jax.device_put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape)))
+        training.zeros(shape))
 
 
 class Retraining(NamedTuple):

@@ -22,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 
 import jaxnas
 from experiments.settings import CommonConfig, InputError, read_config, to_json
@@ -278,6 +279,13 @@ def _refuse_drift(recorded: Mapping[str, Any], facts: Mapping[str, Any], force: 
             advice = "" if field == ("experiment",) else "; --force-resume continues all the same"
             raise InputError(f"the run was started with {'.'.join(field)} {was}, now it is {now}"
                              f"{advice}.")
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays so that a reader sees a whole file or none."""
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import common, table_report, tables
 from experiments.programs import Programs
+from experiments.run import write_npz
 from experiments.strategies import Strategy
 from experiments.tables import TableConfig, TableSettings, Task
 from jaxnas import genotypes, reporting
@@ -223,10 +224,3 @@ class _Run:
 def failures(fitness: np.ndarray) -> np.ndarray:
     """Tell which evaluations failed: [S, N], or [S, N, M] of a search for a front -> [S, N]."""
     return ~np.isfinite(fitness.reshape(*fitness.shape[:2], -1)).all(-1)
-
-
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays so that a reader sees a whole file or none."""
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)

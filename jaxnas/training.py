@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -38,6 +39,14 @@ def init_state(
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
     return TrainState(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def zeros(shapes: PyTree) -> PyTree:
+    """Return arrays of zeros of the shapes and dtypes of a tree, with nothing compiled.
+
+    What stands for a `TrainState` before the first epoch, and as the form of a restored one.
+    """
+    return jax.device_put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
 
 
 def cross_entropy(

@@ -21,8 +21,9 @@ def islands(searcher: Searcher, count: int) -> Searcher:
       count: K, how many copies.
 
     Returns:
-      A searcher with batch_size b * K. The copies take turns, copy k in rows k, K + k, 2 K + k and
-      so on: a budget that ends within a batch is fair. Its info is the mean over the copies.
+      A searcher with batch_size b * K and K times the capacity. The copies take turns, copy k in
+      rows k, K + k, 2 K + k and so on: a budget that ends within a batch is fair. Its info is the
+      mean over the copies.
 
     Raises:
       ValueError: count is below 1.
@@ -45,4 +46,5 @@ def islands(searcher: Searcher, count: int) -> Searcher:
             jax.random.split(key, count), state, apart(archs), apart(fitness))
         return state, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), info)
 
-    return Searcher(init, ask, tell, count * searcher.batch_size)
+    capacity = None if searcher.capacity is None else count * searcher.capacity
+    return Searcher(init, ask, tell, count * searcher.batch_size, capacity)

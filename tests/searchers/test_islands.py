@@ -17,7 +17,8 @@ KEY = fast_keys.key(3)
 
 def test_every_island_is_a_search_of_its_own():
     together = islands(EVOLUTION, 3)
-    assert together.batch_size == 6
+    assert together.batch_size == 6 and together.capacity is None
+    assert islands(EVOLUTION._replace(capacity=10), 3).capacity == 30
     ask, tell = jax.jit(together.ask), jax.jit(together.tell)
     ask_one, tell_one = jax.jit(EVOLUTION.ask), jax.jit(EVOLUTION.tell)
     state = jax.jit(together.init)(KEY)

@@ -11,14 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up; a unit imports lower layers only, and within its own folder freely.
 LAYERS = (
-    ("published", "genotype_json", "leaves", "draws", "trial_json", "processes"),
+    ("published", "genotype_json", "leaves", "draws", "trial_json", "processes",
+     "distributed_start"),
     ("base", "genotypes", "trials"),
-    ("encodings", "mutations", "data", "parallel", "checkpoints", "fast_keys", "hoisting",
-     "device_memory", "conv_chains", "pareto"),
-    ("networks", "morphisms", "edit_distances", "training", "gaussian_processes"),
+    ("encodings", "mutations", "data", "parallel", "distributed", "checkpoints", "fast_keys",
+     "hoisting",
+     "device_memory", "conv_chains", "pareto", "farms"),
+    ("networks", "morphisms", "edit_distances", "training", "precision", "gaussian_processes"),
     ("search_spaces", "searchers", "evaluators", "costs", "objectives", "latency", "export",
      "recurrent_training"),
-    ("search", "histories", "models", "reporting"),
+    ("search", "histories", "models", "reporting", "pending"),
+    ("integrations", "asynchronous"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 LATE = ("tensorflow_datasets", "tensorflow", "orbax", "matplotlib")  # slow, or in an extra

@@ -83,6 +83,10 @@ def _bilinear_maps(size: int, stride: int, dilation: int, shape: tuple[int, int]
     pad = dilation * (size - 1) // 2
     offsets = range(0, dilation * size, dilation)
 
+    def wide(x: jax.Array) -> jax.Array:
+        """Return what adds up without losing the digits of a narrow type."""
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
     def windows(x: jax.Array, stride: int) -> list[jax.Array]:
         """Return the K * K shifted views of the padded input, each [.., N, H', W', C]."""
         x = jnp.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -93,9 +97,9 @@ def _bilinear_maps(size: int, stride: int, dilation: int, shape: tuple[int, int]
         ]
 
     def correlate(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-        taps = kernel.reshape(kernel.shape[0], size * size, 1, 1, 1, kernel.shape[-1])
-        products = [view * taps[:, k] for k, view in enumerate(windows(x, stride))]
-        return functools.reduce(jnp.add, products)
+        taps = wide(kernel).reshape(kernel.shape[0], size * size, 1, 1, 1, kernel.shape[-1])
+        products = [wide(view) * taps[:, k] for k, view in enumerate(windows(x, stride))]
+        return functools.reduce(jnp.add, products).astype(x.dtype)
 
     @jax.custom_vjp
     @jax.jit
@@ -117,22 +121,24 @@ def _bilinear_maps(size: int, stride: int, dilation: int, shape: tuple[int, int]
         # A sum over the edges would be fused with the taps, which are then computed element by
         # element, 30 times slower; a loop over the edges keeps the fast form, in a small program.
         def add_edge(total, edge):
-            return total + correlate(edge[0][None], edge[1][None], 1), None
+            return total + wide(correlate(edge[0][None], edge[1][None], 1)), None
 
-        return lax.scan(add_edge, jnp.zeros_like(grads[:1]), (grads, flipped))[0]
+        zero = jnp.zeros_like(wide(grads[:1]))
+        return lax.scan(add_edge, zero, (grads, flipped))[0].astype(grads.dtype)
 
     @jax.custom_vjp
     @jax.jit
     def kernel_gradient(x: jax.Array, grads: jax.Array) -> jax.Array:
         # One variadic reduction over rows instead of one reduction a tap: it compiles three times
         # faster. The sum over examples and columns stays outside: short sums round less.
-        products = [view * grads for view in windows(x, stride)]  # K * K of [E, N, H', W', C]
-        zeros = [jnp.zeros((), grads.dtype)] * len(products)
+        products = [wide(view) * wide(grads) for view in windows(x, stride)]
+        zeros = [jnp.zeros((), products[0].dtype)] * len(products)  # K * K of [E, N, H', W', C]
         sums = lax.reduce(
             products, zeros, lambda a, b: [p + q for p, q in zip(a, b)], dimensions=(2, 3)
         )
         per_example = jnp.stack(sums, 1)  # [E, K * K, N, C]
-        return per_example.sum(2).reshape(grads.shape[0], size, size, grads.shape[-1])
+        sums = per_example.sum(2).astype(grads.dtype)
+        return sums.reshape(grads.shape[0], size, size, grads.shape[-1])
 
     def keep(function):
         # Residuals that are the arguments themselves are mixed up by JAX 0.10 where a scan is

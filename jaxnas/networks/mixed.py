@@ -73,9 +73,10 @@ def mixed_edges(
     edges = weights.shape[0]
     normalize = functools.partial(primitives.normalize, axes=_EDGE_AXES, axis_name=axis_name)
     rectified = jax.nn.relu(x)[None]
+    weights = weights.astype(jnp.promote_types(x.dtype, jnp.float32))  # their gradients are sums
 
     def column(name: str) -> jax.Array:
-        return weights[:, operations.index(name)][:, None, None, None, None].astype(x.dtype)
+        return weights[:, operations.index(name)][:, None, None, None, None]
 
     def block(name: str, inputs: jax.Array, number: int, stride: int) -> jax.Array:
         _, dilation, _ = CONVOLUTIONS[name]
@@ -105,7 +106,7 @@ def mixed_edges(
         terms.append(column(name) * value)
     if not terms:
         raise ValueError(f"operations must hold more than 'none', got {operations}.")
-    return jnp.broadcast_to(sum(terms), (edges, *terms[-1].shape[1:]))
+    return jnp.broadcast_to(sum(terms), (edges, *terms[-1].shape[1:])).astype(x.dtype)
 
 
 class MixedCell(nn.Module):

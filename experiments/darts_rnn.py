@@ -27,6 +27,8 @@ from jaxnas.search_spaces import DARTSRNN
 class Config(LanguageConfig):
     """DARTS: a recurrent cell for language models (https://arxiv.org/abs/1806.09055)."""
 
+    num_nodes: int = 8
+    """Nodes of a cell."""
     gradient: Literal["first_order", "unrolled", "hessian_vector", "finite_difference"] = (
         "first_order"
     )
@@ -127,7 +129,7 @@ class _Run(language_run.LanguageRun):
                         alphas_entropy_bits=searching.entropy(alphas),
                         arch=np.asarray(self.relaxed.discretize(alphas)).tolist())
                 if self.step % config.checkpoint_steps == 0 or self.step == total:
-                    self.directory.save(self.step, state)
+                    self.save()
         return True
 
     def found(self) -> np.ndarray:

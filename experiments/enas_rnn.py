@@ -17,33 +17,24 @@ from typing import Any
 import numpy as np
 
 from experiments import common, enas_rnn_search, language_run
-from experiments.language_retraining import LanguageConfig, check
+from experiments.language_controller import POSITIVE, ControllerConfig, check_controller
+from experiments.language_retraining import check
 from jaxnas import data, reporting
 from jaxnas.search_spaces import ENASRNN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(LanguageConfig):
+class Config(ControllerConfig):
     """ENAS: a recurrent cell for language models (https://arxiv.org/abs/1802.03268)."""
 
+    num_nodes: int = 8
+    """Nodes of a cell."""
     epochs: int = 15
     """Passes of the shared weights over the training part, each before a turn of the controller."""
     weights_l2: float = 8e-7
     """Of the shared weights that an architecture uses, times the sum of squares."""
     controller_steps: int = 20
     """Steps of the controller in an epoch."""
-    controller_samples: int = 10
-    """Architectures of a step."""
-    controller_size: int = 64
-    """Of the controller's LSTM."""
-    controller_lr: float = 3.5e-3
-    """Learning rate of the controller's Adam."""
-    entropy_weight: float = 1e-5
-    """Of the controller's entropy, added to the reward."""
-    baseline_decay: float = 0.99
-    """Of the moving mean of rewards."""
-    reward_scale: float = 80.0
-    """c of the reward c / perplexity."""
     derive_samples: int = 50
     """Architectures drawn at the end, of which the best by shared weights is found."""
     derive_tokens: int | None = 8000
@@ -79,13 +70,10 @@ def run(config: Config) -> None:
         reporting.require_matplotlib()
         space = ENASRNN(config.num_nodes)
         text = data.load_text(config.dataset, level=config.level)
-        check(config, text, ("controller_steps", "controller_samples", "controller_size",
-                             "controller_lr", "reward_scale", "derive_samples"))
-        if not 0 <= config.baseline_decay <= 1:
-            raise ValueError(f"baseline_decay must be in [0, 1], got {config.baseline_decay}.")
-        for name in ("entropy_weight", "weights_l2"):
-            if not getattr(config, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(config, name)}.")
+        check(config, text, ("controller_steps", *POSITIVE, "derive_samples"))
+        check_controller(config)
+        if not config.weights_l2 >= 0:
+            raise ValueError(f"weights_l2 must be 0 or more, got {config.weights_l2}.")
         if config.derive_tokens is not None and config.derive_tokens < 1:
             raise ValueError("derive_tokens must be 1 or more, or None for all, got "
                              f"{config.derive_tokens}.")
@@ -135,7 +123,7 @@ class _Run(language_run.LanguageRun):
                 self.step += 1
                 if self.step == total:
                     self._derive()
-                self.directory.save(self.step, state)
+                self.save()
                 bar.advance(1, f"reward {info['reward']:.3f} entropy {info['entropy']:.2f}")
         return True
 

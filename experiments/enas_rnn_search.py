@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.language_controller import inverse_perplexity
 from experiments.language_retraining import dropout
 from experiments.programs import Programs
 from experiments.searching import random_key
 from jaxnas import data, search, training
-from jaxnas.base import Metrics, Objective, PyTree
+from jaxnas.base import Metrics, PyTree
 from jaxnas.data import TextDataset, Windows
 from jaxnas.networks import LanguageModel
 from jaxnas.networks.recurrent_controller import enas_rnn_controller
@@ -53,11 +54,6 @@ class Task(NamedTuple):
     derive: Callable[[EnasState], tuple[jax.Array, jax.Array]]
     length: int
     windows: int
-
-
-def inverse_perplexity(scale: float) -> Objective:
-    """Return the objective scale / perplexity; c of the paper, 80."""
-    return lambda metrics: scale / metrics["perplexity"]
 
 
 def used_l2(model: LanguageModel, weight: float) -> Callable[..., jax.Array]:

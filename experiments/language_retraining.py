@@ -20,13 +20,14 @@ from experiments.programs import Programs
 from experiments.searching import random_key
 from jaxnas import data, training
 from jaxnas.data import TextDataset, Windows
+from jaxnas.genotypes import Encoded
 from jaxnas.networks import GRU, LSTM, Dropout, LanguageModel
 from jaxnas.networks.language_model import count_parameters, equal_size
 from jaxnas.networks.recurrent import RecurrentCell
 from jaxnas.recurrent_training import LanguageState, language_trainer
 
-GROUPS = ("found", "random", "LSTM", "GRU")
 MODELS = {"found": "cell", "random": "cell", "LSTM": "lstm", "GRU": "gru"}
+GROUPS = tuple(MODELS)  # what is retrained, in this order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,6 @@ class LanguageConfig(common.CommonConfig):
     """What is predicted."""
     limit: int | None = 100_000
     """At most so many tokens of the training part, for search and retraining."""
-    num_nodes: int = 8
-    """Nodes of a cell."""
     epochs: int = 3
     """Passes of the search over the training part."""
     batch_size: int = 32
@@ -92,8 +91,30 @@ class LanguageConfig(common.CommonConfig):
 class CellSpace(Protocol):
     """A space of recurrent cells that one traced cell serves."""
 
+    @property
+    def name(self) -> str:
+        """What result.json calls the space."""
+        ...
+
+    @property
+    def num_choices(self) -> tuple[int, ...]:
+        """[L] choices of every decision."""
+        ...
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw an arch [L] int32."""
+        ...
+
+    def genotype(self, arch: np.ndarray) -> Encoded:
+        """Return what a file holds of an arch [L]."""
+        ...
+
+    def split(self, arch: jax.Array) -> tuple[jax.Array, ...]:
+        """Return what the cell takes of an arch [L]."""
+        ...
+
     def traced_cell(self, *, hidden_size: int) -> RecurrentCell:
-        """Return the one cell for every arch."""
+        """Return the one cell for every arch, which takes `split(arch)`."""
         ...
 
 
@@ -150,10 +171,11 @@ class Retrainer(NamedTuple):
 
 
 def retrained_models(config: LanguageConfig, space: CellSpace, vocabulary_size: int, *,
-                     decoder_bias: bool = True) -> dict[str, LanguageModel]:
+                     decoder_bias: bool = True, num_layers: int = 1) -> dict[str, LanguageModel]:
     """Return the traced cell's model, and LSTM and GRU of as many parameters, by name."""
-    options: dict[str, Any] = {"dropout": dropout(config, config.dropout_words),
-                               "remat": config.remat, "decoder_bias": decoder_bias}
+    options: dict[str, Any] = {
+        "dropout": dropout(config, config.dropout_words), "remat": config.remat,
+        "decoder_bias": decoder_bias, "num_layers": num_layers}
     cell = LanguageModel(space.traced_cell(hidden_size=config.retrain_hidden_size),
                          vocabulary_size, **options)
     wanted = count_parameters(cell)

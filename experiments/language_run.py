@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, language_drawing, searching
-from experiments.language_retraining import (GROUPS, MODELS, LanguageConfig, Retrainer,
+from experiments.language_retraining import (MODELS, CellSpace, LanguageConfig, Retrainer,
                                              make_retrainer, retrained_models)
 from experiments.programs import Programs
 from jaxnas import data, genotypes, reporting
 from jaxnas.recurrent_training import bits, perplexity, should_average
-from jaxnas.search_spaces import DARTSRNN, ENASRNN
 
-Space = DARTSRNN | ENASRNN
-FACTS = {"training_code": True, "space_code": True, "method_code": True, "random_search": True,
-         "same_pipeline": True, "multiple_runs": True}
+FACTS: Mapping[str, str | bool | None] = {
+    "training_code": True, "space_code": True, "method_code": True, "random_search": True,
+    "same_pipeline": True, "multiple_runs": True}
+RIVALS = {"random": "the mean of random cells", "random_search": "random search's best cell"}
 
 
 class System(NamedTuple):
@@ -32,6 +32,7 @@ class System(NamedTuple):
     experiment: str                               # module in `experiments`
     name: str                                     # as in the literature
     published: Mapping[str, reporting.Published]  # text -> test perplexity of words
+    published_bits: Mapping[str, reporting.Published] = {}  # likewise, bits per character
 
 
 def text_facts(config: LanguageConfig, text: data.TextDataset) -> dict[str, Any]:
@@ -40,27 +41,36 @@ def text_facts(config: LanguageConfig, text: data.TextDataset) -> dict[str, Any]
         "train": len(text.train[:config.limit]), "valid": len(text.valid), "test": len(text.test)}}
 
 
-def make_retrainers(config: LanguageConfig, space: Space, text: data.TextDataset,
-                    programs: Programs, *, decoder_bias: bool = True) -> dict[str, Retrainer]:
-    """Register the programs of all retrainings: for cells, LSTM and GRU."""
-    shape = jax.ShapeDtypeStruct((space.num_nodes,), jnp.int32)
-    models = retrained_models(config, space, len(text.vocabulary.symbols),
-                              decoder_bias=decoder_bias)
+def make_retrainers(config: LanguageConfig, space: CellSpace, text: data.TextDataset,
+                    programs: Programs, **options: Any) -> dict[str, Retrainer]:
+    """Register the programs of all retrainings: for cells, LSTM and GRU.
+
+    `options` are those of `retrained_models`.
+    """
+    arch = jax.ShapeDtypeStruct((len(space.num_choices),), jnp.int32)
+    inputs = jax.eval_shape(space.split, arch)
+    models = retrained_models(config, space, len(text.vocabulary.symbols), **options)
     return {name: make_retrainer(config, name, model, text, programs,
-                                 (shape, shape) if name == "cell" else ())
+                                 inputs if name == "cell" else ())
             for name, model in models.items()}
 
 
 class LanguageRun(abc.ABC):
-    """One run: what is carried is `state`, saved whole at every checkpoint.
+    """One run: what is carried is `state`, saved at every checkpoint.
 
     Attributes:
+      models: group that is retrained -> its kind of model.
+      rival: the group beside what was found in result.json.
       state: what a search puts there, and of the retrainings "train", "valid", "losses"; "clock".
       step: of the search, and then retraining epochs, all counted as one.
     """
 
+    models: Mapping[str, str] = MODELS
+    rival = "random"
+    facts: Mapping[str, str | bool | None] = FACTS
+
     def __init__(
-        self, config: Any, system: System, space: Space, text: data.TextDataset,
+        self, config: Any, system: System, space: Any, text: data.TextDataset,
         programs: Programs, trainers: dict[str, Retrainer], search_steps: int,
         search_state: dict[str, Any], directory: Any, progress: Any, interrupt: common.Interrupt,
     ) -> None:
@@ -68,7 +78,7 @@ class LanguageRun(abc.ABC):
         self.programs, self.trainers, self.search_steps = programs, trainers, search_steps
         self.directory, self.progress, self.interrupt = directory, progress, interrupt
         self.timer = common.StepTimer()
-        runs = len(GROUPS) * config.num_seeds
+        runs = len(self.models) * config.num_seeds
         self.state: dict[str, Any] = {
             **search_state,
             "train": {name: trainer.empty for name, trainer in trainers.items()},
@@ -79,9 +89,9 @@ class LanguageRun(abc.ABC):
         }
         self.step = 0
         arrays = [name for name, value in self.state.items() if isinstance(value, np.ndarray)]
-        restored = directory.restore(self.state)
+        restored = directory.restore(self._saved(directory.resumed_step or 0))
         if restored is not None:
-            self.step, self.state = restored.step, dict(restored.state)
+            self.step, self.state = restored.step, self.state | restored.state
             for name in arrays:
                 self.state[name] = np.array(self.state[name])
 
@@ -90,8 +100,8 @@ class LanguageRun(abc.ABC):
         """Go on from `step` to the end of the search; False is an interruption."""
 
     @abc.abstractmethod
-    def found(self) -> np.ndarray:
-        """Return the arch [L] int32 that the search has found so far."""
+    def found(self) -> np.ndarray | None:
+        """Return the arch [L] int32 that the search has found so far; None: none yet."""
 
     @abc.abstractmethod
     def draw_search(self, path: Path) -> None:
@@ -101,28 +111,57 @@ class LanguageRun(abc.ABC):
         """Go on from `step` to the end, or to an interruption."""
         done = self.search() and self._retrain()
         if not done:
-            self.directory.save(self.step, self.state)
+            self.save()
         self._report(complete=done)
 
-    def archs(self) -> np.ndarray:
-        """Return [2 * num_seeds, L]: the found arch for every seed, then the random ones."""
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.directory.save(self.step, self._saved(self.step))
+
+    def _saved(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint after `step` holds: no retrained model before there is one."""
+        return {name: value for name, value in self.state.items()
+                if name != "train" or step > self.search_steps}
+
+    def evaluations(self) -> reporting.Evaluations:
+        """Count what was trained from scratch; here the cells that are retrained."""
+        finished = self._finished()
+        finite = [tuple(arch.tolist()) for group, archs in self.archs().items()
+                  for arch, loss in zip(archs, finished[group]) if np.isfinite(loss)]
+        return reporting.Evaluations(len(finite), len(set(finite)), 0)
+
+    def extra(self) -> dict[str, Any]:
+        """Return what result.json holds besides."""
+        return {}
+
+    def draw_cell(self, arch: np.ndarray, path: Path, title: str) -> None:
+        """Draw a cell [L] into a folder."""
+        language_drawing.draw_tree(self.space.steps(arch), path / "cell", title)
+
+    def random_archs(self) -> list[np.ndarray]:
+        """Return an arch [L] drawn at random for every seed."""
         key = jax.random.fold_in(searching.random_key(self.config.seed), 2)
         keys = jax.random.split(key, self.config.num_seeds)
-        random = [np.asarray(self.space.sample(key)) for key in keys]
-        return np.stack([*[self.found()] * self.config.num_seeds, *random])
+        return [np.asarray(self.space.sample(key)) for key in keys]
+
+    def archs(self) -> dict[str, list[np.ndarray]]:
+        """Return the archs [L] that are retrained, one a seed, of every group of cells."""
+        found = self.found()
+        return {"found": [] if found is None else [found] * self.config.num_seeds,
+                "random": self.random_archs()}
 
     def _retrain(self) -> bool:
         config, state, base = self.config, self.state, self.search_steps
-        archs, per_run = self.archs(), config.retrain_epochs
+        archs, per_run, groups = self.archs(), config.retrain_epochs, tuple(self.models)
         total = len(state["losses"]) * per_run
         with self.progress.phase("retrain", total=total, completed=self.step - base) as bar:
             while self.step - base < total:
                 if self.interrupt.requested:
                     return False
                 number, epoch = divmod(self.step - base, per_run)
-                group, seed = GROUPS[number // config.num_seeds], number % config.num_seeds
-                model = MODELS[group]
-                arch = archs[number] if model == "cell" else None
+                group, seed = groups[number // config.num_seeds], number % config.num_seeds
+                model = self.models[group]
+                arch = archs[group][seed] if model == "cell" else None
                 inputs = () if arch is None else self.space.split(jnp.asarray(arch))
                 earlier = [loss for loss in state["valid"][number, :epoch].tolist()
                            if math.isfinite(loss)]
@@ -146,64 +185,70 @@ class LanguageRun(abc.ABC):
                         test_loss=loss, fitness=-loss, failed=not np.isfinite(loss),
                         budget=per_run, budget_unit="epochs", **facts)
                 self.step += 1
-                self.directory.save(self.step, state)
+                self.save()
                 bar.advance(1, f"{group} {seed} valid {info['valid_loss']:.3f}")
         return True
 
-    def _finished(self) -> np.ndarray:
-        """Return the test losses of the runs that have ended, NaN for others."""
+    def _finished(self) -> dict[str, np.ndarray]:
+        """Return the test losses [num_seeds] of every group, NaN for runs that have not ended."""
         ended = max(0, self.step - self.search_steps) // self.config.retrain_epochs
         losses = self.state["losses"]
-        return np.where(np.arange(len(losses)) < ended, losses, np.nan)
+        kept = np.where(np.arange(len(losses)) < ended, losses, np.nan)
+        return dict(zip(self.models, kept.reshape(len(self.models), -1)))
 
-    def _groups(self) -> dict[str, list[float]]:
-        """Return the finite test results of every group, in the unit of the level."""
-        unit = bits if self.config.level == "characters" else perplexity
-        losses = self._finished().reshape(len(GROUPS), -1)
+    def _groups(self, unit: Callable[[float], float]) -> dict[str, list[float]]:
+        """Return the finite test results of every group, of `bits` or `perplexity`."""
         return {group: [unit(float(loss)) for loss in row if np.isfinite(loss)]
-                for group, row in zip(GROUPS, losses)}
+                for group, row in self._finished().items()}
 
     def _report(self, complete: bool) -> None:
         config, path, system = self.config, self.directory.path, self.system
-        archs, groups = self.archs(), self._groups()
-        genotype = self.space.genotype(archs[0])
-        (path / "genotype.json").write_text(genotypes.to_json(genotype), encoding="utf-8")
+        arch = self.found()
+        architecture = reporting.Architecture(self.space.name)
+        if arch is not None:
+            genotype = self.space.genotype(arch)
+            (path / "genotype.json").write_text(genotypes.to_json(genotype), encoding="utf-8")
+            architecture = reporting.Architecture(
+                self.space.name, genotypes.to_json_dict(genotype), arch.tolist())
+            self.draw_cell(arch, path, f"{system.name} on {self.text.name}")
         words = config.level == "words"
-        name, label = ("test_perplexity", "test perplexity") if words else (
-            "test_bits_per_character", "bits per character")
+        units: dict[str, Callable[[float], float]] = {"test_perplexity": perplexity}
+        if not words:
+            units = {"test_bits_per_character": bits, **units}
+        name, label = next(iter(units)), "test perplexity" if words else "bits per character"
+        published = (system.published if words else system.published_bits).get(self.text.name)
+        groups = self._groups(units[name])
         metrics = {}
-        if groups["found"]:
-            metrics[name] = reporting.Metric(
-                reporting.summarize(groups["found"]),
-                reporting.summarize(groups["random"]) if groups["random"] else None,
-                published=system.published.get(self.text.name) if words else None)
-        sizes = {group: float(self.trainers[MODELS[group]].parameters) for group in GROUPS}
+        for metric, unit in units.items():
+            values = self._groups(unit)
+            if values["found"]:
+                metrics[metric] = reporting.Metric(
+                    reporting.summarize(values["found"]),
+                    reporting.summarize(values[self.rival]) if values[self.rival] else None,
+                    published=published if metric == name else None)
+        sizes = {group: float(self.trainers[model].parameters)
+                 for group, model in self.models.items()}
         metrics["params"] = reporting.Metric(reporting.summarize([sizes["found"]]),
                                              reporting.summarize([sizes["random"]]))
-        finite = [arch for arch, loss in zip(archs, self._finished()) if np.isfinite(loss)]
         search, retrain = (float(value) for value in self.state["clock"])
-        baselines = {group: {name: reporting.summarize(groups[group]), "params": sizes[group]}
-                     for group in ("LSTM", "GRU") if groups[group]}
+        baselines = {group: {name: reporting.summarize(values), "params": sizes[group]}
+                     for group, values in groups.items()
+                     if group not in ("found", self.rival) and values}
         result = reporting.Result(
             complete=complete, experiment=system.experiment, system=system.name,
-            architecture=reporting.Architecture(
-                self.space.name, genotypes.to_json_dict(genotype), archs[0].tolist()),
-            metrics=metrics,
-            evaluations=reporting.Evaluations(
-                len(finite), len({tuple(arch.tolist()) for arch in finite}), 0),
+            architecture=architecture, metrics=metrics, evaluations=self.evaluations(),
             compilations=self.programs.count,
             seconds=reporting.Seconds(self.programs.seconds, search, retrain,
                                       self.directory.metrics.seconds),
             step_seconds=self.timer.summary(), seed=config.seed,
             device=common.device_facts(1), programs=self.programs.names,
-            extra={"baselines": baselines} if baselines else {})
-        language_drawing.draw_tree(self.space.steps(archs[0]), path / "cell",
-                                   f"{system.name} on {self.text.name}")
+            extra={**({"baselines": baselines} if baselines else {}), **self.extra()})
         self.draw_search(path)
         if all(groups.values()):
-            reporting.plot_groups(groups, path / "accuracy", label)
+            reporting.plot_groups({group.replace("_", " "): values
+                                   for group, values in groups.items()}, path / "accuracy", label)
         self.directory.write_result(result)
-        reporting.write_checklist(path, FACTS)
+        reporting.write_checklist(path, self.facts)
         reporting.write_report(path)
         if complete:
             self._print(groups, sizes, label)
@@ -213,15 +258,19 @@ class LanguageRun(abc.ABC):
                label: str) -> None:
         for group, values in groups.items():
             summary = reporting.summarize(values) if values else None
-            print(f"{label} of {len(values)} {group} networks, {sizes[group]:.0f} parameters: "
+            print(f"{label} of {len(values)} {group.replace('_', ' ')} networks, "
+                  f"{sizes[group]:.0f} parameters: "
                   + (f"{summary['mean']:.3f} +- {summary['std']:.3f}" if summary else "none"))
-        if groups["found"] and groups["random"]:
-            found, random = (float(np.mean(groups[group])) for group in ("found", "random"))
-            print(f"The found cell is {'not worse' if found <= random else 'WORSE'} than the "
-                  f"mean of random cells at equal cost: {found:.3f} against {random:.3f}.")
-        for text, published in self.system.published.items():
-            print(f"Published for the text {text}: {published.mean} test perplexity "
-                  f"({published.source}).")
+        for group in dict.fromkeys(("random", self.rival)):
+            if groups["found"] and groups[group]:
+                found, other = (float(np.mean(groups[name])) for name in ("found", group))
+                print(f"The found cell is {'not worse' if found <= other else 'WORSE'} than "
+                      f"{RIVALS[group]} at equal cost: {found:.3f} against {other:.3f}.")
+        for results, unit in ((self.system.published, "test perplexity"),
+                              (self.system.published_bits, "bits per character")):
+            for text, published in results.items():
+                print(f"Published for the text {text}: {published.mean} {unit} "
+                      f"({published.source}).")
 
 
 def start(config: LanguageConfig, experiment: str, facts: dict[str, Any], programs: Programs,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import common, enas_rnn, enas_rnn_search, language_retraining
+from experiments.language_controller import inverse_perplexity
 from jaxnas import genotypes, reporting
 from jaxnas.networks import LanguageModel
 from jaxnas.search_spaces import ENASRNN
@@ -89,7 +90,7 @@ def test_l2_is_of_what_an_arch_uses():
 
 
 def test_reward_is_inverse_perplexity():
-    fitness = enas_rnn_search.inverse_perplexity(80.0)({"perplexity": jnp.array([80.0, 160.0])})
+    fitness = inverse_perplexity(80.0)({"perplexity": jnp.array([80.0, 160.0])})
     np.testing.assert_allclose(fitness, [1.0, 0.5])
 
 

@@ -41,7 +41,7 @@ def nas_cell(params, x, h, c):
 
 def test_nas_cell_is_its_equations():
     cell = FixedTree(NAS_CELL, H)
-    params = parameters(cell, 12.0)
+    params = parameters(cell, 1.2)
     state, outputs = unroll(cell, params, X, (H0, C0))
     h, c = np.asarray(H0, np.float64), np.asarray(C0, np.float64)
     for t in range(T):
@@ -52,8 +52,9 @@ def test_nas_cell_is_its_equations():
 
 def test_one_program_for_all_trees():
     space, traced = NASRLRNN(), TracedTree(H)
-    params = parameters(traced, 4.0)
+    params = parameters(traced, 0.4)
     archs = jax.vmap(space.sample)(jax.random.split(KEY, 3)).at[0].set(jnp.array(NAS_CELL))
+    archs = archs.at[1, -2:].set(0)  # injected into node 0, the second state from it
     found = jax.jit(jax.vmap(
         lambda arch: unroll(traced, params, X, (H0, C0), inputs=(arch,))))(archs)
     for number, arch in enumerate(archs):
@@ -62,9 +63,26 @@ def test_one_program_for_all_trees():
         np.testing.assert_allclose(found[0][1][number], wanted[0][1], rtol=1e-3, atol=1e-4)
 
 
+def test_two_leaves_by_hand():
+    # leaves sigmoid(x + h) and tanh(x * h), root relu of the sum; c is added to leaf 1, then tanh;
+    # the root's sum is the new c
+    arch = (0, 2, 1, 1, 0, 3, 0, 1, 1, 2)
+    traced = TracedTree(H, 2)
+    params = traced.init(KEY, E)
+    state, _ = unroll(traced, params, X[:1], (H0, C0), inputs=(jnp.array(arch),))
+    x = np.split(np.asarray(X[0] @ params["input"]), 2, -1)
+    m = np.split(np.asarray(H0 @ params["recurrent"]), 2, -1)
+    leaf = np.tanh(np.tanh(x[1] * m[1]) + np.asarray(C0))
+    total = sigmoid(x[0] + m[0]) + leaf
+    for h, c in (state, unroll(FixedTree(arch, H), params, X[:1], (H0, C0))[0]):
+        np.testing.assert_allclose(c, total, atol=1e-5)
+        np.testing.assert_allclose(h, np.maximum(total, 0), atol=1e-5)
+
+
 @pytest.mark.parametrize("make, message", [
-    (lambda: TracedTree(-1), "hidden_size"), (lambda: FixedTree(NAS_CELL[1:], 4), "34 integers"),
-    (lambda: FixedTree((*NAS_CELL[:-1], 15), 4), "34 integers")])
+    (lambda: TracedTree(-1), "hidden_size"), (lambda: TracedTree(4, 3), "num_leaves"),
+    (lambda: FixedTree(NAS_CELL[1:], 4), "10, 18, 34"),
+    (lambda: FixedTree((*NAS_CELL[:-1], 15), 4), "10, 18, 34")])
 def test_wrong_cells_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

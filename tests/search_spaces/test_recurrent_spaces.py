@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxnas import genotypes, published
-from jaxnas.networks.recurrent_tree import NAS_CELL, children
+from jaxnas.networks.recurrent_tree import NAS_CELL
 from jaxnas.search_spaces import DARTSRNN, ENASRNN, NASRLRNN
 
 V2 = published.RECURRENT_TEXT["DARTS_RNN_V2"][0]
@@ -75,26 +75,45 @@ def test_as_many_orders_as_eight_nodes_can_have_are_followed():
     np.testing.assert_array_equal(found, np.tile(np.reshape(smallest, -1), (24, 1)))
 
 
-def test_exchanging_halves_leaves_a_tree_the_same_cell():
-    space, rng = NASRLRNN(), np.random.default_rng(0)
+def exchanged(arch, node, leaves):
+    """Exchange the halves of an inner node of a tree, with all that hangs on them."""
+    def below(node):
+        if node < leaves:
+            return [node]
+        return [node, *below(2 * (node - leaves)), *below(2 * (node - leaves) + 1)]
+
+    first = 2 * (node - leaves)
+    new = np.arange(2 * leaves - 1)
+    new[below(first) + below(first + 1)] = below(first + 1) + below(first)
+    rows = arch[:2 * len(new)].reshape(-1, 2)[new]
+    return np.concatenate([rows.ravel(), arch[-4:-2], np.argsort(new)[arch[-2:]]])
+
+
+@pytest.mark.parametrize("leaves", [4, 8])
+def test_exchanging_halves_leaves_a_tree_the_same_cell(leaves):
+    space = NASRLRNN(leaves)
+    archs = np.random.default_rng(0).integers(0, space.num_choices, (20, 4 * leaves + 2), np.int32)
+    archs[:10, :2 * leaves:2], archs[:10, 1:2 * leaves:2] = 1, 2  # halves hard to tell apart
+    same = [archs]
+    for node in range(leaves, 2 * leaves - 1):
+        same += [np.stack([exchanged(arch, node, leaves) for arch in group]) for group in same]
     canonical = jax.jit(jax.vmap(space.canonical))
-    archs = np.asarray(jax.vmap(space.sample)(jax.random.split(jax.random.key(2), 200)))
-    swapped = archs.copy()
-    for arch in swapped:
-        node = rng.integers(8, 15)
-        place = np.arange(15)
-        level = list(children(node))
-        while level:  # the two subtrees, level by level
-            half = len(level) // 2
-            place[level] = level[half:] + level[:half]
-            level = [leaf for parent in level if parent >= 8 for leaf in children(parent)]
-        arch[:30] = arch[:30].reshape(15, 2)[place].reshape(-1)
-        arch[-2:] = place[arch[-2:]]
-    assert (archs != swapped).any(1).mean() > 0.9
-    np.testing.assert_array_equal(canonical(archs), canonical(swapped))
-    other = archs.copy()
-    other[:, 28] ^= 1  # the root combines otherwise
-    assert (canonical(archs) != canonical(other)).any(1).all()
+    forms = np.asarray(canonical(np.concatenate(same))).reshape(len(same), *archs.shape)
+    assert len(same) == 2 ** (leaves - 1)
+    np.testing.assert_array_equal(forms, np.broadcast_to(forms[0], forms.shape))
+    # it is one of them, so that no two cells have one form
+    assert all((np.stack(same)[:, number] == forms[0, number]).all(1).any()
+               for number in range(len(archs)))
+
+
+def test_trees_of_other_sizes():
+    space = NASRLRNN(4)
+    assert len(space.num_choices) == 4 * 4 + 2 and space.name == "nasrl_rnn_4_leaves"
+    arch = np.arange(18) % 2
+    np.testing.assert_array_equal(space.encode(space.decode(arch)), arch)
+    assert space.genotype(arch).space == space.name
+    with pytest.raises(ValueError, match="num_leaves"):
+        NASRLRNN(3)
 
 
 def test_nas_cell_as_text():

@@ -3,6 +3,7 @@
     python -m experiments.amoebanet                     # digits, 2 cores: minutes
     python -m experiments.amoebanet --preset paper --dry-run   # CIFAR-10, what it would cost
     python -m experiments.amoebanet --store trials.sqlite   # children shared with other runs
+    python -m experiments.amoebanet --children 5 --workers 5    # trained by processes side by side
 
 A tournament's winner gets one mutation and the oldest member dies. The mutations are those of the
 paper: identity (0.05), another hidden state, another operation. The paper's population evolved

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import child_report, child_search, common, retraining, searching
+from experiments import child_report, child_search, child_worker, common, retraining, searching
 from experiments.child_search import CLOCKS, GROUPS, ChildConfig, MakeTrain, Searches, Stage, System
 from experiments.child_trials import Train
 from jaxnas import evaluators, reporting, search, trials
+from jaxnas.farms import SupervisedFarm
 
 RETRAINED = (*GROUPS, "random_networks")  # the best of each search, and networks drawn at random
 
@@ -35,6 +34,7 @@ def run(config: ChildConfig, make_system: Any, make_train: MakeTrain = child_sea
     with common.validation():
         dataset, split = child_search.load(config)
         system: System = make_system(config, dataset)
+        work = child_worker.work(config, make_system, make_train) if config.workers else None
         child_report.check_shapes(system, dataset)
     facts = common.dataset_facts(dataset, {
         "train": len(split.train), "valid": len(split.valid),
@@ -48,29 +48,39 @@ def run(config: ChildConfig, make_system: Any, make_train: MakeTrain = child_sea
     example = system.final_inputs(np.zeros(len(last.space.num_choices), np.int32))
     trainer = retraining.make_trainer(config, system.final, dataset, programs, (
         jax.ShapeDtypeStruct(example.shape, example.dtype),))
+    farm: SupervisedFarm | None = None
     with common.progress(config) as progress, contextlib.ExitStack() as stack:
         if not config.compile_only:
             directory = stack.enter_context(common.open_run(config, system.experiment, facts))
             interrupt = stack.enter_context(common.Interrupt())
             store = stack.enter_context(open_store(config.store or (
                 directory.path / "trials.sqlite")))
+            if work is not None:
+                farm = stack.enter_context(child_worker.start_farm(
+                    config, work, config.store or directory.path / "trials.sqlite",
+                    directory.path / "workers"))
         seconds: dict[str, float] = {}
-        examples = evaluators.examples(dataset, split)
-        with progress.phase("compile children", total=len(system.stages)) as bar:
-            made: list[tuple[Stage, Train]] = []
-            for stage in system.stages:
-                same = [train for other, train in made if stage.shares(other)]
-                start = time.perf_counter()
+        trains: list[Train] = []
+        start = time.perf_counter()
+        if farm is None:
+            with progress.phase("compile children", total=len(system.stages)) as bar:
+                def on_stage(stage: Stage, new: bool) -> None:
+                    if new:
+                        before = sum(seconds.values())
+                        seconds[f"children_{stage.name}"] = time.perf_counter() - start - before
+                    bar.advance(1, f"{sum(seconds.values()):.1f} s")
+
                 try:
-                    train = same[0] if same else make_train(stage, config, dataset, examples)
+                    trains = child_worker.compile_stages(
+                        system, config, dataset, evaluators.examples(dataset, split), make_train,
+                        on_stage)
                 except evaluators.PopulationTooLarge as error:
                     raise common.InputError(" ".join(str(error).split())) from error
-                made.append((stage, train))
-                if not same:
-                    seconds[f"children_{stage.name}"] = time.perf_counter() - start
-                bar.advance(1, f"{sum(seconds.values()):.1f} s")
-            trains: list[Train] = [functools.partial(_train, *pair) for pair in made]
-        programs.compile_all(progress)
+        programs.compile_all(progress)  # meanwhile the workers compile the children's program
+        if farm is not None:
+            with progress.phase("compile children in workers"):
+                child_worker.wait_ready(farm, lambda: interrupt.requested)
+                seconds["children"] = time.perf_counter() - start - programs.seconds
         if config.compile_only:
             for name, value in seconds.items():
                 print(f"{name}: compiled in {value:.2f} s")
@@ -79,13 +89,9 @@ def run(config: ChildConfig, make_system: Any, make_train: MakeTrain = child_sea
         retraining.check_memory(config, programs)
         kinds = [child_search.identity(stage, config, dataset) for stage in system.stages]
         searches = Searches(system, config, kinds, trains, store, progress,
-                            lambda: interrupt.requested)
+                            lambda: interrupt.requested, farm=farm)
         _Run(config, system, dataset, programs, seconds, searches, trainer, directory, progress,
              interrupt).finish()
-
-
-def _train(stage: Stage, train: Train, archs: np.ndarray) -> Sequence[Mapping[str, Any]]:
-    return train(stage.given(archs))
 
 
 def open_store(path: Path) -> trials.Store:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from experiments import child_trials, common, retraining
-from experiments.child_trials import Child, Kind, SharedTrials
+from experiments.child_trials import Child, FarmTrials, Kind, SharedTrials
 from jaxnas import data, evaluators, parallel, reporting, search
 from jaxnas.base import Objective, Readable, Searcher, SearchSpace
 from jaxnas.costs import Cost
 from jaxnas.data import ImageDataset, Validation
 from jaxnas.evaluators import Examples, Recipe
 from jaxnas.evaluators.from_scratch import METRICS
+from jaxnas.farms import Farm
 from jaxnas.trials import Store
 
 GROUPS = ("found", "random")  # the search, and random search
@@ -31,27 +32,91 @@ CLOCKS = ("search", "retrain")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChildConfig(retraining.RetrainingConfig):
-    """What every search that trains children has."""
+class ChildrenConfig(common.CommonConfig):
+    """Children of any kind."""
 
-    num_seeds: int = 3
-    """Retrainings of each network that is compared, and random networks retrained."""
     evaluations: int = 40
     """Children of the search, and as many of the random search beside it."""
-    recipe: Recipe = Recipe()
-    """How a child is trained."""
     child_seed: int = 0
     """Of the split and of all children's trainings; runs that share it can share a store."""
-    valid_fraction: float = 0.1
-    """Share of the training images that children are judged by."""
-    limit: int | None = None
-    """At most so many training images for the children."""
     population: int = 0
     """Children that one call of the program trains; 0: one a device."""
     form: Literal["auto", "sequential", "vmap"] = "auto"
     """One child after the other, or side by side; see jaxnas/evaluators/children.py."""
     store: Path | None = None
     """Trial store to share with other runs; default trials.sqlite in the run directory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChildConfig(retraining.RetrainingConfig, ChildrenConfig, child_trials.FarmConfig):
+    """What every search that trains children on images has."""
+
+    num_seeds: int = 3
+    """Retrainings of each network that is compared, and random networks retrained."""
+    recipe: Recipe = Recipe()
+    """How a child is trained."""
+    valid_fraction: float = 0.1
+    """Share of the training images that children are judged by."""
+    limit: int | None = None
+    """At most so many training images for the children."""
+
+
+class Measured(NamedTuple):
+    """What a search reads of its children."""
+
+    names: tuple[str, ...]                     # metrics of a child; NaN where it has none
+    shown: str                                 # the one of them that progress shows
+    unit: str
+    best: Callable[[np.ndarray], Any]          # of the values [n] of `shown`, NaN and all
+    epochs: int                                # that a child is trained
+
+
+class AnyStage(Protocol):
+    """Steps of a search whose children are of one kind."""
+
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        ...
+
+    @property
+    def space(self) -> SearchSpace:
+        """Of the children: arch [L]."""
+        ...
+
+    @property
+    def searcher(self) -> Searcher:
+        """Asks for archs [B, L' >= L], of which the first L decisions count."""
+        ...
+
+    @property
+    def baseline(self) -> Searcher:
+        """Random search, likewise."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Of B children."""
+        ...
+
+
+class AnySystem(Protocol):
+    """What `Searches` needs of a system."""
+
+    @property
+    def stages(self) -> Sequence[AnyStage]:
+        """One after the other; the states of their searchers have one structure."""
+        ...
+
+    @property
+    def objective(self) -> Objective:
+        """Of the children's metrics."""
+        ...
+
+    @property
+    def costs(self) -> Callable[[np.ndarray], Mapping[str, Any]]:
+        """Further metrics [B] of archs [B, L]."""
+        ...
 
 
 class Stage(NamedTuple):
@@ -138,14 +203,14 @@ def make_train(stage: Stage, config: Any, dataset: ImageDataset,
     return train
 
 
-def form(config: ChildConfig) -> str:
+def form(config: ChildrenConfig) -> str:
     """Return "sequential" or "vmap"."""
     if config.form != "auto":
         return config.form
     return evaluators.default_form(jax.default_backend())
 
 
-def population(config: ChildConfig) -> int:
+def population(config: ChildrenConfig) -> int:
     """Return how many children one call trains."""
     return config.population or config.devices
 
@@ -190,6 +255,17 @@ def load(config: ChildConfig) -> tuple[ImageDataset, Validation]:
     if config.recipe.batch_size > len(split.train):
         raise ValueError(f"recipe.batch_size must be at most {len(split.train)}, the images that "
                          f"children are trained on, got {config.recipe.batch_size}.")
+    check_children(config)
+    parallel.available_devices(config.devices)
+    return dataset, split
+
+
+def check_children(config: ChildrenConfig) -> None:
+    """Check the settings of children.
+
+    Raises:
+      ValueError: one sentence.
+    """
     if config.population < 0 or 0 < config.population < config.devices:
         raise ValueError("population must be at least devices, or 0 for one a device, got "
                          f"{config.population} and {config.devices}.")
@@ -197,8 +273,6 @@ def load(config: ChildConfig) -> tuple[ImageDataset, Validation]:
         raise ValueError(f"evaluations must be 1 or more, got {config.evaluations}.")
     if config.store is not None and not config.store.absolute().parent.is_dir():
         raise ValueError(f"--store {config.store}: its folder does not exist; make it first.")
-    parallel.available_devices(config.devices)
-    return dataset, split
 
 
 def steps(evaluations: int, batch_size: int, flag: str) -> int:
@@ -219,13 +293,20 @@ def group_key(seed: int, group: str) -> jax.Array:
 
 
 class Searches:
-    """The search and the random search of one run; `state` is their part of a checkpoint."""
+    """The search and the random search of one run; `state` is their part of a checkpoint.
 
-    def __init__(self, system: System, config: ChildConfig, kinds: list[Kind],
+    A child that failed and has a finite fitness all the same is told to the searcher with it.
+    """
+
+    def __init__(self, system: AnySystem, config: Any, kinds: list[Kind],
                  trains: list[child_trials.Train], store: Store, progress: reporting.Progress,
-                 stop: Callable[[], bool]) -> None:
+                 stop: Callable[[], bool], measured: Measured | None = None,
+                 farm: Farm | None = None) -> None:
+        """Prepare; `measured` (None: what images have) is of `config`; a farm replaces `trains`."""
         self.system, self.config, self.kinds, self.trains = system, config, kinds, trains
-        self.store, self.progress, self.stop = store, progress, stop
+        self.store, self.progress, self.stop, self.farm = store, progress, stop, farm
+        self.measured = measured or Measured(
+            METRICS, "valid_accuracy", " %", np.nanmax, config.recipe.epochs)
         self.trained = 0
         first = system.stages[0]
         self.state = {group: jax.jit(functools.partial(search.init, searcher=searcher))(
@@ -255,7 +336,8 @@ class Searches:
         before = 0
         name = "search" if group == "found" else "random search"
         with self.progress.phase(name, total=self.children, completed=len(rows)) as bar:
-            scores = [row["valid_accuracy"] for row in rows if row["valid_accuracy"] is not None]
+            shown = self.measured.shown
+            scores = [row[shown] for row in rows if row[shown] is not None]
             for number, stage in enumerate(self.system.stages):
                 done = max(0, int(self.state[group].step) - before)
                 before += stage.steps
@@ -265,17 +347,20 @@ class Searches:
         return True
 
     def _stage(self, group, number, count, bar, scores, on_step) -> bool:
-        stage = self.system.stages[number]
+        stage, measured = self.system.stages[number], self.measured
         batch: list[tuple[list[int], list[int], Child]] = []
 
         def on_child(child: Child) -> None:
-            accuracy = child.metrics.get("valid_accuracy", float("nan"))
-            scores.append(accuracy)
-            bar.advance(1, f"{accuracy:.2f} %, best {np.nanmax([*scores, 0.0]):.2f} %")
+            score = child.metrics.get(measured.shown, np.nan)
+            scores.append(score)
+            best = np.nan if np.isnan(scores).all() else measured.best(np.array(scores))
+            bar.advance(1, f"{score:.2f}{measured.unit}, best {best:.2f}{measured.unit}")
 
+        hooks: dict[str, Any] = {"stop": self.stop, "on_child": on_child}
         shared = SharedTrials(
-            self.store, self.kinds[number], self.trains[number], stop=self.stop,
-            population=population(self.config), on_child=on_child)
+            self.store, self.kinds[number], self.trains[number], **hooks,
+            population=population(self.config)) if self.farm is None else FarmTrials(
+                self.farm, self.kinds[number], **hooks)
 
         def evaluate(key: jax.Array, archs: np.ndarray) -> dict[str, np.ndarray]:
             del key
@@ -284,7 +369,7 @@ class Searches:
             children = shared.evaluate(canonical)
             batch[:] = zip(asked.tolist(), canonical.tolist(), children)
             trained = {name: np.array([child.metrics.get(name, np.nan) for child in children])
-                       for name in METRICS}
+                       for name in measured.names}
             return {**trained, **self.system.costs(canonical)}
 
         def stepped(state: search.SearchState, history: search.History) -> bool:
@@ -293,8 +378,8 @@ class Searches:
                      "canonical": canonical,
                      **{name: float(value[0, i]) for name, value in history.metrics.items()},
                      "fitness": float(history.fitness[0, i]),
-                     "failed": not np.isfinite(history.fitness[0, i]).item(),
-                     "cost_seconds": child.seconds, "budget": self.config.recipe.epochs,
+                     "failed": child.failed or not np.isfinite(history.fitness[0, i]).item(),
+                     "cost_seconds": child.seconds, "budget": measured.epochs,
                      "budget_unit": "epochs"}
                     for i, (arch, canonical, child) in enumerate(batch)]
             on_step(rows, history)

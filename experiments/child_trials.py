@@ -3,21 +3,20 @@
 A child is claimed before it is trained and finished as soon as its metrics are known, so that a
 crash costs what was in flight, and a search that is run again finds everything that it had. Where
 another process has the claim, others are trained first; then this one waits for the metrics, or
-takes the child over if that process is gone.
+takes the child over if that process is gone. With a farm, its workers claim and train.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-import threading
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxnas.trial_json import TrialError
+from experiments import common
+from jaxnas.farms import Farm, Heart, Job, not_finite
 from jaxnas.trials import Busy, Claimed, LeaseLost, Store, Trial
 
 LEASE_SECONDS = 600.0  # of a process that hangs; one that is gone loses its claims at once
@@ -26,6 +25,23 @@ POLL_SECONDS = 0.5
 
 # archs [B, L] int32, 1 <= B <= population -> what is stored of each: name -> number or [n] numbers
 Train = Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FarmConfig(common.CommonConfig):
+    """Who trains children."""
+
+    workers: int = 0
+    """Processes that train the children of one batch side by side, one each; 0: this one alone."""
+    farm: Literal["local", "ray"] = "local"
+    """Of the workers: processes of this machine, or Ray actors (needs jaxnas[ray])."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 0:
+            raise common.InputError(f"workers must be >= 0, got {self.workers}.")
+        if self.farm != "local" and not self.workers:
+            raise common.InputError(f"--farm {self.farm} needs --workers of 1 or more.")
 
 
 class Stopped(Exception):
@@ -130,17 +146,16 @@ class SharedTrials:
     def _train_claimed(self, claims: Mapping[tuple[int, ...], Claimed],
                        ) -> dict[tuple[int, ...], Child]:
         start = time.perf_counter()
-        with _beating(self._store, list(claims.values()), min(BEAT_SECONDS, self._lease / 10)):
+        with Heart(self._store, min(BEAT_SECONDS, self._lease / 10), held=claims.values()):
             rows = self._train(np.array(list(claims), np.int32))
         seconds = (time.perf_counter() - start) / len(claims)
         self.trained += len(claims)
         found = {}
         for (arch, claimed), row in zip(claims.items(), rows, strict=True):
-            failed = any(not math.isfinite(value) for value in _numbers(row).values())
+            error = not_finite(_numbers(row))
             try:
                 trial = self._store.finish(
-                    claimed, row, seconds=seconds, failed=failed,
-                    error="a metric is not finite" if failed else None)
+                    claimed, row, seconds=seconds, failed=error is not None, error=error)
             except LeaseLost:  # somebody was faster: everybody has the same metrics
                 known = self._store.lookup(self._kind.space, arch, self._kind.recipe)
                 if known is None:
@@ -150,25 +165,43 @@ class SharedTrials:
         return found
 
 
-@contextlib.contextmanager
-def _beating(store: Store, claims: Sequence[Claimed], interval: float) -> Iterator[None]:
-    """Renew leases from a thread: a compiled program holds no interpreter lock."""
-    ended = threading.Event()
+class FarmTrials:
+    """Evaluates architectures of one kind by a farm, each once in the whole store."""
 
-    def beat() -> None:
-        while not ended.wait(interval):
-            for claimed in claims:
-                # A lost lease costs a second training; finishing will tell, as it will of a disk.
-                with contextlib.suppress(TrialError):
-                    store.heartbeat(claimed)
+    def __init__(self, farm: Farm, kind: Kind, *, stop: Callable[[], bool] = _never,
+                 on_child: Callable[[Child], None] = _nothing) -> None:
+        """Prepare.
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+        Args:
+          farm: whose workers train such children; nobody else gives it jobs.
+          kind, on_child: as of `SharedTrials`.
+          stop: asked while waiting; True raises `Stopped`, and what is in flight is lost when the
+            farm is closed.
+        """
+        self._farm, self._kind, self._stop, self._on_child = farm, kind, stop, on_child
+        self.trained = 0  # children that the farm has trained for this object
+
+    def evaluate(self, archs: np.ndarray) -> list[Child]:
+        """Return the child of every architecture; archs [B, L] int32 in canonical form.
+
+        Raises:
+          Stopped: see `stop`.
+          FarmError: no worker can begin.
+        """
+        keys = [tuple(arch) for arch in np.asarray(archs).tolist()]
+        tickets = {self._farm.submit(Job(self._kind.space, arch, self._kind.recipe)): arch
+                   for arch in dict.fromkeys(keys)}
+        found: dict[tuple[int, ...], Child] = {}
+        while tickets:
+            if self._stop():
+                raise Stopped
+            if (result := self._farm.next(POLL_SECONDS)) is not None:
+                arch = tickets.pop(result.ticket)
+                found[arch] = _child(result.trial)
+                self.trained += not result.known
+                for _ in range(keys.count(arch)):
+                    self._on_child(found[arch])
+        return [found[key] for key in keys]
 
 
 def _child(trial: Trial) -> Child:

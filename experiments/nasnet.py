@@ -2,6 +2,7 @@
 
     python -m experiments.nasnet                        # digits, 2 cores: minutes
     python -m experiments.nasnet --preset paper --dry-run   # CIFAR-10, what it would cost
+    python -m experiments.nasnet --workers 4            # the 8 children of a batch, 4 side by side
     python -m experiments.retrain --genotype runs/nasnet/<time>/genotype.json --preset paper
 
 The reward is the validation accuracy of a child. The paper retrains its best 250 children for

@@ -3,6 +3,7 @@
     python -m experiments.nasrl                        # digits, 2 cores: minutes
     python -m experiments.nasrl --preset paper --dry-run   # CIFAR-10, what it would cost
     python -m experiments.nasrl --store trials.sqlite  # children shared with other runs
+    python -m experiments.nasrl --workers 4            # the children of a batch, side by side
 
 REINFORCE with a moving baseline; the reward is the cube of the best of the last 5 validation
 accuracies. Networks get deeper during the search. One program serves all depths: it is told how

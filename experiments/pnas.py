@@ -3,6 +3,7 @@
     python -m experiments.pnas                        # digits, 2 cores: minutes
     python -m experiments.pnas --preset paper --dry-run   # CIFAR-10, what it would cost
     python -m experiments.pnas --store trials.sqlite  # children shared with other runs
+    python -m experiments.pnas --batch-size 4 --workers 4   # trained by processes side by side
 
 All cells of one block are trained, then of every size the K best by the prediction of an ensemble
 of five networks, fitted anew at the end of each level; `--evaluations` less the cells of one block,

@@ -30,9 +30,9 @@ class Search:
     """Sums in a step (computed, without synchronised batch statistics; with them thousands: see
     the benchmark `bench_data_parallel`)."""
     bandwidth: float = 50e9
-    """Bytes a second between two hosts. Assumed: one 400 Gb/s card a GPU; NVLink is 9 times that."""
+    """Bytes a second between two hosts. Assumed: a 400 Gb/s card a GPU; NVLink is 9 times that."""
     latency_seconds: float = 10e-6
-    """Of one message. Assumed; 10 to 20 microseconds are usual for NCCL between hosts."""
+    """Of one message. Assumed; some 10 microseconds are usual for NCCL between hosts."""
     checkpoint_seconds: float = 0.35
     """One save, while the devices wait. Measured at 23 MB of state."""
     compile_seconds: float = 120.0

@@ -26,6 +26,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -40,18 +41,18 @@ import jax
 from experiments.programs import Program, ProgramCost, Programs, StepTimer
 from experiments.run import (Interrupt, RunDirectory, check_output, dataset_facts, device_facts,
                              open_run, versions)
-from experiments.settings import (CommonConfig, ConfigT, DatasetConfig, InputError, PlainT, parse,
-                                  parse_plain, progress, to_json, validation)
+from experiments.settings import (CommonConfig, ConfigT, DatasetConfig, DistributedConfig,
+                                  InputError, PlainT, parse, parse_plain, progress, to_json,
+                                  validation)
+from jaxnas import distributed
 from jaxnas.data import DatasetError
 from jaxnas.genotypes import GenotypeError
 
 __all__ = [
-    "CommonConfig", "DatasetConfig", "InputError", "Interrupt", "Program", "ProgramCost",
-    "Programs",
-    "RunDirectory", "StepTimer", "cache_directory", "check_output", "dataset_facts", "describe",
-    "device_facts",
-    "enable_compilation_cache", "main", "main_plain", "open_run", "parse", "progress", "to_json",
-    "use_huge_pages", "validation", "versions",
+    "CommonConfig", "DatasetConfig", "DistributedConfig", "InputError", "Interrupt", "Program",
+    "ProgramCost", "Programs", "RunDirectory", "StepTimer", "cache_directory", "check_output",
+    "dataset_facts", "describe", "device_facts", "enable_compilation_cache", "main", "main_plain",
+    "open_run", "parse", "progress", "to_json", "use_huge_pages", "validation", "versions",
 ]
 
 _MARKER = "JAXNAS_HUGE_PAGES"  # set in the process that was started again
@@ -76,13 +77,25 @@ def main(config_class: type[ConfigT], presets: Mapping[str, ConfigT], smoke: Con
         name = Path(sys.argv[0]).stem if own_process else config_class.__module__
         config = parse(config_class, presets, smoke, argv,
                        prog=f"python -m experiments.{name.rpartition('.')[2]}")
-        check_output(config)
+        with validation():
+            cluster = config.cluster() if isinstance(config, DistributedConfig) else None
+        if cluster is None or cluster.process_id == 0:
+            check_output(config)
+        else:  # process 0 writes and shows
+            config = dataclasses.replace(config, quiet=True)
         if own_process and not config.dry_run:
-            use_huge_pages()
+            use_huge_pages(several=cluster is not None)
         enable_compilation_cache()
+        if isinstance(config, DistributedConfig) and cluster is not None and not config.dry_run:
+            distributed.initialize(cluster, timeout=config.startup_seconds)
         run(config)
 
-    return _exit_code(start, own_process)
+    code = _exit_code(start, own_process)
+    if jax.distributed.is_initialized():
+        if code:  # at an ordinary exit JAX would wait for processes that wait for this one
+            _exit_now(code)
+        distributed.leave()
+    return code
 
 
 def main_plain(config_class: type[PlainT], run: Callable[[PlainT], object], name: str,
@@ -105,16 +118,23 @@ def _exit_code(start: Callable[[], None], own_process: bool) -> int:
     except (InputError, DatasetError, GenotypeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except distributed.ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("error: interrupted before there was anything to save.", file=sys.stderr)
         if own_process:  # a compilation in a thread cannot be stopped, and would be waited for
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)
+            _exit_now(1)
         return 1
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _exit_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def describe(config: CommonConfig, **facts: object) -> str:
@@ -159,12 +179,13 @@ def enable_compilation_cache() -> Path | None:
     return path
 
 
-def use_huge_pages() -> None:
+def use_huge_pages(*, several: bool = False) -> None:
     """Start this `python -m experiments.X` again with huge pages for malloc, where that pays.
 
     On the CPU, page faults on fresh temporaries dominate a supernet's step; with
     glibc.malloc.hugetlb=1 it is 1.5 times faster, but the tunable is read when a process starts.
     Does nothing on other devices or systems, if $GLIBC_TUNABLES is set, or in the second process.
+    With `several` processes JAX must not look for devices yet: $JAX_PLATFORMS has to say "cpu".
     """
     arguments = sys.orig_argv[1:]
     module = arguments[arguments.index("-m") + 1:][:1] if "-m" in arguments else []
@@ -172,7 +193,7 @@ def use_huge_pages() -> None:
         return
     if "GLIBC_TUNABLES" in os.environ or _MARKER in os.environ or not _has_huge_pages():
         return
-    if jax.default_backend() == "cpu":
+    if (os.environ.get("JAX_PLATFORMS") if several else jax.default_backend()) == "cpu":
         _start_again(arguments)
 
 

@@ -28,6 +28,7 @@ import jaxnas
 from experiments.settings import CommonConfig, InputError, read_config, to_json
 from jaxnas import checkpoints, reporting
 from jaxnas.data import ImageDataset
+from jaxnas.integrations import Events, require_tensorboard
 
 OURS = ("config.json", "metrics.jsonl", "result.json", "checkpoints")
 # Python's own version changes no number; all others may.
@@ -42,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def device_facts(count: int | None = None) -> reporting.Device:
-    """Return where this runs; `count` is how many devices are used, by default all."""
+    """Return where this runs; `count` is how many devices are used, by default all here."""
     devices = jax.local_devices()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
@@ -83,6 +84,8 @@ class RunDirectory:
     def save(self, step: int, state: Any, extra: Mapping[str, Any] | None = None) -> None:
         """Save a checkpoint; `extra` is JSON and comes back as `Restored.metadata["extra"]`.
 
+        Of several processes the first saves; on the others it does nothing.
+
         Raises:
           CheckpointError: as `jaxnas.checkpoints.save`.
         """
@@ -116,6 +119,9 @@ def open_run(config: CommonConfig, name: str, dataset: Mapping[str, object], *,
              num_devices: int | None = None, root: Path = Path("runs")) -> Iterator[RunDirectory]:
     """Open the run directory of a configuration, locked for this process until the block ends.
 
+    Of several processes the first makes, locks and writes it. The others read what is resumed,
+    which all hosts must see, and write to a folder that is deleted.
+
     Args:
       config: its `output` or `resume` says where; else root/name/<time>.
       name: of the experiment, as in `python -m experiments.<name>`.
@@ -130,11 +136,18 @@ def open_run(config: CommonConfig, name: str, dataset: Mapping[str, object], *,
     missing = [key for key in ("name", "sha256", "splits") if key not in dataset]
     if missing:
         raise ValueError(f"dataset lacks {', '.join(missing)}.")
+    processes = {"processes": jax.process_count()} if jax.process_count() > 1 else {}
     facts = {"experiment": name, "config": to_json(config), "seed": config.seed,
              "versions": versions(),
              "device": {**dataclasses.asdict(device_facts(num_devices or config.devices)),
-                        "cores": os.cpu_count()},
+                        "cores": os.cpu_count(), **processes},
              "dataset": dict(dataset)}
+    if jax.process_index() != 0:
+        step = None if config.resume is None else _position(config.resume)[0]
+        with tempfile.TemporaryDirectory() as folder, \
+                reporting.MetricsWriter(Path(folder) / "metrics.jsonl") as writer:
+            yield RunDirectory(config.resume or Path(folder), name, writer, step)
+        return
     check_output(config)
     path = config.resume or _make_directory(config, root / name)
     with contextlib.ExitStack() as stack:
@@ -156,22 +169,40 @@ def open_run(config: CommonConfig, name: str, dataset: Mapping[str, object], *,
                 reporting.truncate(metrics_path, offset)
             elif offset:
                 raise ValueError("metrics.jsonl is gone.")
-            writer = reporting.MetricsWriter(metrics_path, start_seconds=seconds)
+            events = stack.enter_context(Events(path)) if config.tensorboard else None
+            writer = reporting.MetricsWriter(metrics_path, start_seconds=seconds,
+                                             on_line=None if events is None else events.write)
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be continued: {error}") from error
         yield RunDirectory(path, name, stack.enter_context(writer), step)
+        if events is not None:
+            events.add_drawings()
 
 
 def check_output(config: CommonConfig) -> None:
-    """Find what is wrong with `--output` and `--resume`, changing nothing.
+    """Find what is wrong with `--output`, `--resume` and `--tensorboard`, changing nothing.
 
     Raises:
       InputError: one sentence.
     """
+    if config.tensorboard:
+        try:
+            require_tensorboard()
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    try:
+        os.stat(config.resume or config.output or ".")
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # looked at below
+    except (OSError, ValueError) as error:  # a name too long, a null byte
+        given = "output" if config.resume is None else "resume"
+        raise InputError(f"--{given} is no path that can be used: "
+                         f"{getattr(error, 'strerror', None) or error}; give another.") from error
     if config.resume is not None:
         if not (config.resume / "config.json").is_file():
             raise InputError(f"--resume {config.resume} is no run directory: it has no "
                              "config.json.")
+        _check_free(config.resume)
         return
     output = config.output
     if output is None:
@@ -184,18 +215,27 @@ def check_output(config: CommonConfig) -> None:
     present = [entry for entry in OURS if (output / entry).exists()]
     if present:
         if "checkpoints" in present:
-            try:
-                with checkpoints.lock(output / "checkpoints"):
-                    pass
-            except checkpoints.CheckpointError as error:
-                raise InputError(str(error)) from error
-        raise InputError(f"--output {output} already holds a run ({present[0]}); continue it with "
-                         f"--resume {output}, or choose another directory.")
+            _check_free(output)
+        # killed before it wrote anything but its lock, it can only start again
+        last = checkpoints.latest_step(output / "checkpoints")
+        if present != ["checkpoints"] or last is not None:
+            raise InputError(
+                f"--output {output} already holds a run ({present[0]}); continue it with "
+                f"--resume {output}, or choose another directory.")
     try:
-        with tempfile.TemporaryFile(dir=output if output.exists() else output.absolute().parent):
-            pass
+        folder = output if output.exists() else output.absolute().parent
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # a full disk makes empty files
     except OSError as error:
         raise InputError(f"--output {output} is not writable: {error.strerror}.") from error
+
+
+def _check_free(path: Path) -> None:
+    try:
+        with checkpoints.lock(path / "checkpoints"):
+            pass
+    except checkpoints.CheckpointError as error:
+        raise InputError(str(error)) from error
 
 
 class Interrupt:
@@ -267,9 +307,9 @@ def _position(path: Path) -> tuple[int | None, int, float]:
 
 
 def _refuse_drift(recorded: Mapping[str, Any], facts: Mapping[str, Any], force: bool) -> None:
-    fields = [("experiment",), *(("versions", name) for name in _DRIFT), ("device", "platform"),
-              ("device", "count"), ("dataset", "name"), ("dataset", "sha256"),
-              ("dataset", "splits")]
+    fields = [("experiment",), *(("versions", name) for name in _DRIFT),
+              *(("device", name) for name in ("platform", "count", "processes")),
+              *(("dataset", name) for name in ("name", "sha256", "splits"))]
     for field in fields:
         was, now = _at(recorded, field), _at(facts, field)
         if was != now:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments.programs import Programs
-from jaxnas import data, parallel, training
+from jaxnas import data, parallel, precision, training
 from jaxnas.base import BilevelOptimizer
 from jaxnas.data import ImageDataset, Splits
 from jaxnas.networks import Supernet
@@ -35,7 +35,7 @@ class Recorded:
 
     Called under `jax.eval_shape` it only notes the shapes that it is called with; after
     `Programs.compile_all` it runs the compiled program, which refuses any other shape. With
-    several devices the program is a `pmap`, and the shapes get the devices' axis in front.
+    several devices the program is `parallel.mapped`, and the shapes get the devices' axis in front.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Recorded:
         shapes = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype, sharding=placement), args
         )
-        mapped = jax.pmap(self._function, axis_name=parallel.AXIS, devices=self._devices)
+        mapped = parallel.mapped(self._function, self._devices)
         return self._programs.add(self._name, mapped, *shapes)
 
 
@@ -73,6 +73,7 @@ class Task(NamedTuple):
     optimizer: BilevelOptimizer
     batch: Callable[[str, int], Any]  # ("weights" | "alphas", step) -> batch on the devices
     init: Callable[[], BilevelState]
+    place: Callable[[BilevelState], BilevelState]  # one device's state -> on all devices
     shapes: BilevelState  # of one device's state
     steps_per_epoch: int
     total_steps: int
@@ -80,7 +81,7 @@ class Task(NamedTuple):
 
 def make_supernet(config: Any, space: DARTS, dataset: ImageDataset) -> Supernet:
     """Build the search network of a configuration."""
-    synchronised = config.devices > 1 and config.batch_norm == "sync"
+    synchronised = config.all_devices > 1 and config.batch_norm == "sync"
     return space.supernet(
         features=config.features,
         num_layers=config.layers,
@@ -111,11 +112,13 @@ def make_task(
     `before_alphas` changes the gradient of the alphas before their optimiser sees it.
 
     The keys of everything random follow from (seed, step), so a resumed search goes on as if it
-    had not stopped.
+    had not stopped. With several processes each makes its own part of the batch that one would
+    make.
     """
-    devices = parallel.available_devices(config.devices)
-    axis_name = parallel.AXIS if config.devices > 1 else None
+    devices = parallel.global_devices(config.devices)
+    axis_name = parallel.AXIS if len(devices) > 1 else None
     supernet = make_supernet(config, space, dataset)
+    apply = precision.mixed(supernet.apply, config.precision)
     steps_per_epoch = data.steps_per_epoch(len(splits.weights), config.batch_size)
     schedule = training.cosine_by_epoch(
         config.weights_lr, config.weights_lr_min, config.epochs, steps_per_epoch
@@ -131,7 +134,7 @@ def make_task(
         outer = optax.chain(before_alphas, outer)
 
     def loss_fn(weights, alphas, batch):
-        logits: Any = supernet.apply({"params": weights}, batch["images"], space.weights(alphas))
+        logits = apply({"params": weights}, batch["images"], space.weights(alphas))
         return training.cross_entropy(logits, batch["labels"])
 
     optimizer = bilevel(
@@ -161,32 +164,35 @@ def make_task(
         jax.eval_shape(optimizer.update, shapes, example, example)
     else:
         lead = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(
-            (config.devices, *a.shape), a.dtype))
+            (len(devices), *a.shape), a.dtype))
         share = functools.partial(jax.tree.map, lambda a: jax.ShapeDtypeStruct(
-            (config.devices, a.shape[0] // config.devices, *a.shape[1:]), a.dtype))
+            (len(devices), a.shape[0] // config.devices, *a.shape[1:]), a.dtype))
         jax.eval_shape(
             jax.vmap(optimizer.update, axis_name=axis_name),
             lead(shapes), share(example), share(example),
         )
 
-    def init() -> BilevelState:
-        state = init_program()
+    def place(state: BilevelState) -> BilevelState:
         return state if axis_name is None else parallel.replicate(state, devices)
 
     def batch(split: str, step: int) -> Any:
         made = batch_programs[split](*functions[split][1], jnp.int32(step))
         if axis_name is None:
             return made
-        shards = parallel.shard_batch(made, config.devices)
-        return jax.device_put(shards, parallel.sharding(devices))
+        return parallel.place(parallel.shard_batch(made, config.devices), devices)
 
-    return Task(
-        optimizer, batch, init, shapes, steps_per_epoch, config.epochs * steps_per_epoch
-    )
+    return Task(optimizer, batch, lambda: place(init_program()), place, shapes, steps_per_epoch,
+                config.epochs * steps_per_epoch)
 
 
 def _batch_functions(config: Any, dataset: ImageDataset, splits: Splits, key: jax.Array):
-    """Return one pure function a split, (images, labels, rows, step) -> batch, and its arrays."""
+    """Return one pure function a split, (images, labels, rows, step) -> batch, and its arrays.
+
+    The batch is this process's part; what is drawn is drawn for the whole, so that the parts
+    together do not depend on their number.
+    """
+    size_here = config.batch_size // jax.process_count()
+    here = slice(jax.process_index() * size_here, (jax.process_index() + 1) * size_here)
     augment = functools.partial(
         data.augment, mean=dataset.mean, std=dataset.std, max_value=dataset.max_value,
         crop_padding=dataset.crop_padding, flip=dataset.flip,
@@ -198,7 +204,8 @@ def _batch_functions(config: Any, dataset: ImageDataset, splits: Splits, key: ja
         def batch(images, labels, rows, step):
             chosen = rows[data.batch_indices(order_key, step, size, config.batch_size)]
             step_key = jax.random.fold_in(augment_key, step)
-            return {"images": augment(step_key, images[chosen]), "labels": labels[chosen]}
+            return {"images": augment(step_key, images[chosen])[here],
+                    "labels": labels[chosen][here]}
 
         return batch
 
@@ -247,10 +254,11 @@ def check_search(config: Any, dataset: ImageDataset, splits: Splits) -> None:
                 f"batch_size must be at most {len(indices)}, the images of the {name} split, got "
                 f"{config.batch_size}."
             )
-    if config.batch_size % config.devices:
+    if config.batch_size % config.all_devices:
         raise ValueError(
             f"batch_size must be divisible by devices, got {config.batch_size} and "
-            f"{config.devices}."
+            f"{config.all_devices}" + (
+                " of all processes." if config.all_devices > config.devices else ".")
         )
     if config.layers < 3 or config.features < 2 or config.features % 2:
         raise ValueError(

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 import tyro
 
-from jaxnas import reporting
+from jaxnas import distributed_start, reporting
 from jaxnas.genotypes import GenotypeError
 from jaxnas.reporting.result import read_object
 
@@ -56,6 +56,8 @@ class CommonConfig:
     """Check configuration and data, print them, and stop before compiling."""
     compile_only: bool = False
     """Compile every program, print their sizes, and stop before training."""
+    tensorboard: bool = False
+    """Write TensorBoard events beside metrics.jsonl; experiments.dashboards does so afterwards."""
     quiet: bool = False
     """No progress."""
 
@@ -77,8 +79,49 @@ class DatasetConfig(CommonConfig):
     """Where data sets are; default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedConfig(CommonConfig):
+    """What an experiment has besides that spreads a batch over several processes, or hosts.
+
+    SLURM (`srun`), Open MPI (`mpirun`) and `experiments.supervise` say all three; so do the
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Processes do not share accelerators: start one a host, or give each its own
+    (JAX_LOCAL_DEVICE_IDS, SLURM's --gpus-per-task, `experiments.supervise --devices`).
+    """
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, which all processes reach; the port is free there."""
+    num_processes: int | None = None
+    """Processes that run this together, each with `devices` devices."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    startup_seconds: float = 300.0
+    """How long the processes wait for each other at the start."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.startup_seconds > 0:
+            raise InputError(f"startup_seconds must be above 0, got {self.startup_seconds}.")
+
+    def cluster(self) -> distributed_start.Cluster | None:
+        """Return the processes of this run; None if it is one.
+
+        Raises:
+          ValueError: see `distributed_start.find`.
+        """
+        return distributed_start.find(self.coordinator, self.num_processes, self.process_id)
+
+    @property
+    def all_devices(self) -> int:
+        """`devices` times processes: over so many a batch is divided."""
+        cluster = self.cluster()
+        return self.devices * (1 if cluster is None else cluster.num_processes)
+
+
 # What may differ between a run and its resumption: it changes no number.
-_FREE = ("output", "resume", "force_resume", "dry_run", "compile_only", "quiet", "data_dir")
+_OF_A_PROCESS = ("coordinator", "num_processes", "process_id")  # their count is a fact of the run
+_FREE = ("output", "resume", "force_resume", "dry_run", "compile_only", "tensorboard", "quiet",
+         "data_dir", "startup_seconds", *_OF_A_PROCESS)
 
 ConfigT = TypeVar("ConfigT", bound=CommonConfig)
 PlainT = TypeVar("PlainT")
@@ -225,8 +268,9 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
 def _recorded(config_class: type[ConfigT], directory: Path) -> ConfigT:
     recorded = read_config(directory).get("config")
     config: ConfigT = from_json(config_class, recorded, f"{directory}/config.json: config")
+    own: dict[str, Any] = {name: None for name in _OF_A_PROCESS if hasattr(config, name)}
     return dataclasses.replace(config, output=None, resume=None, force_resume=False,
-                               dry_run=False, compile_only=False, quiet=False)
+                               dry_run=False, compile_only=False, quiet=False, **own)
 
 
 def _refuse_changes(config: CommonConfig, recorded: CommonConfig) -> None:

@@ -65,8 +65,7 @@ def save(
     leaves the earlier steps as they were. A step of the same number is replaced. Of the older
     steps only those that verify count towards `keep`, so a damaged one never displaces a good one.
     An array that is replicated over several devices is saved once. With several processes
-    (`jax.distributed`), call it on all of them: process 0 writes, the others may return a little
-    earlier, and if process 0 fails before it writes, they wait for it until Orbax gives up.
+    (`jax.distributed`) process 0 writes; on the others it does nothing, and nobody waits.
 
     Args:
       directory: created if missing; hold `lock(directory)` around the run.
@@ -81,6 +80,8 @@ def save(
         `directory`; or the disk is full or not writable, naming the path and the free bytes.
         Older steps are then untouched.
     """
+    if jax.process_index() != 0:
+        return
     directory = Path(directory).absolute()
     if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
         raise CheckpointError(f"step must be an integer >= 0, got {step!r}.")
@@ -96,9 +97,6 @@ def save(
         {"format": _FORMAT, "step": step, "metadata": plain, "leaves": leaves}, sort_keys=True
     )
     staged = directory / f"{_STAGING}{step}"
-    if jax.process_index() != 0:
-        _write(staged, buffer, manifest)  # Orbax wants all processes in, and lets process 0 write
-        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _clean(directory)
@@ -246,7 +244,7 @@ def _read(directory: Path, step: int) -> tuple[dict[str, Any], np.ndarray]:
     if not any(path.iterdir()):
         raise _Rejected("the directory is empty")
     try:
-        with _orbax(alone=True) as ocp:
+        with _orbax() as ocp:
             custom = ocp.metadata(path).custom_metadata or {}
             buffer = np.asarray(ocp.load(path)["leaves"])
         manifest = json.loads(custom["manifest"])
@@ -268,8 +266,31 @@ def _read(directory: Path, step: int) -> tuple[dict[str, Any], np.ndarray]:
 
 def _write(path: Path, buffer: np.ndarray, manifest: str) -> None:
     digest = hashlib.sha256(manifest.encode("utf-8")).hexdigest()
-    with _orbax(alone=False) as ocp:
-        ocp.save(path, {"leaves": buffer}, custom_metadata={"manifest": manifest, "sha256": digest})
+    metadata = {"manifest": manifest, "sha256": digest}
+    with _orbax() as ocp:
+        if jax.process_count() == 1:
+            ocp.save(path, {"leaves": buffer}, custom_metadata=metadata)
+        else:
+            _write_alone(path, {"leaves": buffer}, metadata)
+
+
+def _write_alone(path: Path, tree: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write what Orbax's v1 API reads, without the other processes.
+
+    That API's own `save` compares the path on all processes by a collective, whichever it is told
+    are active (0.12.8), so that this one would wait for others which do not save.
+    """
+    import orbax.checkpoint as ocp
+
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()},
+        barrier_sync_key_prefix="jaxnas")
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        pytree=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone))
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(path, args=ocp.args.Composite(pytree=ocp.args.PyTreeSave(tree)),
+                          custom_metadata=metadata)
 
 
 def _damaged_later_steps(directory: Path, step: int) -> list[int]:
@@ -332,10 +353,10 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _orbax(*, alone: bool) -> Iterator[Any]:
-    """Yield Orbax's v1 API with its own log lines off: ours name the step.
+def _orbax() -> Iterator[Any]:
+    """Yield Orbax's v1 API, kept from waiting for other processes, and without its log lines.
 
-    `alone` keeps it from waiting for the other processes.
+    Ours name the step.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -343,7 +364,7 @@ def _orbax(*, alone: bool) -> Iterator[Any]:
     level = absl_logger.level
     absl_logger.setLevel(logging.CRITICAL)
     try:
-        if alone and jax.process_count() > 1:
+        if jax.process_count() > 1:
             us = jax.process_index()
             only_us = ocp.options.MultiprocessingOptions(primary_host=us, active_processes={us})
             with ocp.Context(multiprocessing_options=only_us):

@@ -1,8 +1,10 @@
-"""Data parallelism on one host: the same step on every device, joined by a named axis.
+"""Data parallelism: the same step on every device of one host or of several, joined by an axis.
 
 A step is written over the axis `AXIS` and does not know who runs it: it calls
-`jax.lax.pmean(grads, AXIS)`, and `jax.pmap(step, axis_name=AXIS, devices=devices)` maps it over
-states made by `replicate` and batches made by `shard_batch`.
+`jax.lax.pmean(grads, AXIS)`, and `mapped(step, devices)` maps it over states made by `replicate`
+and batches made by `shard_batch` and `place`: `jax.pmap` on the devices of one host, and
+`jax.shard_map` over a mesh of the devices of several. Both take leaves [D, ...], a slice a device,
+and give the same bits; pmap stays for one host, where no mesh is needed.
 
 Gradients on different numbers of devices agree to rounding, not bit for bit (sums are taken in
 another order), so an exact resumption needs the same number.
@@ -10,12 +12,13 @@ another order), so an exact resumption needs the same number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 
@@ -48,9 +51,64 @@ def available_devices(count: int | None = None) -> list[jax.Device]:
     return devices[:count]
 
 
+def global_devices(count: int | None = None) -> list[jax.Device]:
+    """Return the first `count` devices of every process, in the order of the processes.
+
+    With one process these are `available_devices`; with P of them (`jaxnas.distributed`), D are
+    P * count.
+
+    Args:
+      count: of each process; None for all.
+
+    Raises:
+      ValueError: a process has fewer, or None is given and they have different numbers.
+    """
+    found = [device for device in jax.devices() if device.process_index != jax.process_index()]
+    own = available_devices(count)
+    devices = []
+    for process in range(jax.process_count()):
+        theirs = own if process == jax.process_index() else [
+            device for device in found if device.process_index == process]
+        if len(theirs) < len(own) or (count is None and len(theirs) != len(own)):
+            raise ValueError(f"every process needs {len(own)} devices, process {process} has "
+                             f"{len(theirs)}: make as many visible to each.")
+        devices += theirs[:len(own)]
+    return devices
+
+
 def sharding(devices: Sequence[jax.Device]) -> NamedSharding:
     """Return how a leaf [D, ...] lies on D devices: one slice on each."""
-    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def mapped(function: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
+    """Compile a function over the axis `AXIS` for leaves [D, ...], a slice on each of D devices.
+
+    Args:
+      function: pure, from trees of arrays to trees of arrays.
+      devices: D devices, of this process alone (`jax.pmap`) or of several (`shard_mapped`).
+    """
+    if all(device.process_index == jax.process_index() for device in devices):
+        return jax.pmap(function, axis_name=AXIS, devices=devices)
+    return shard_mapped(function, devices)
+
+
+def shard_mapped(function: Callable[..., Any],
+                 devices: Sequence[jax.Device]) -> Callable[..., Any]:
+    """Do what `jax.pmap` does by `jax.shard_map`, on devices of any processes; see `mapped`."""
+    placement = sharding(devices)
+
+    @functools.wraps(function)  # names the program
+    def on_slices(*args: Any) -> Any:
+        results = function(*jax.tree.map(lambda leaf: leaf[0], args))
+        return jax.tree.map(lambda leaf: leaf[None], results)
+
+    # Unchecked, as in pmap: a collective is its own transpose, so the gradient of a loss with
+    # collectives in it is that of the sum over devices, of which a step takes the mean.
+    return jax.jit(jax.shard_map(
+        on_slices, mesh=placement.mesh, in_specs=placement.spec, out_specs=placement.spec,
+        check_vma=False))
 
 
 def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
@@ -58,14 +116,16 @@ def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
 
     Args:
       tree: a pytree of arrays, random keys and Python numbers.
-      devices: D devices, as from `available_devices`.
+      devices: D devices, as from `available_devices` or `global_devices`; with several processes
+        each gives the same tree.
     """
     placement = sharding(devices)
+    own = [device for device in devices if device.process_index == jax.process_index()]
 
     def copy(leaf: jax.Array) -> jax.Array:
         leaf = jax.numpy.asarray(leaf)
         # One copy a device; stacking first would hold all D on one.
-        copies = [jax.device_put(leaf[None], device) for device in devices]
+        copies = [jax.device_put(leaf[None], device) for device in own]
         shape = (len(devices), *leaf.shape)
         return jax.make_array_from_single_device_arrays(shape, placement, copies)
 
@@ -85,6 +145,29 @@ def unreplicate(tree: Tree) -> Tree:
         return leaf[0]
 
     return jax.tree.map(first, tree)
+
+
+def host_copy(tree: Tree) -> Tree:
+    """Return one copy of a tree [D, ...] that is equal on all devices, as NumPy arrays.
+
+    It takes no program and no other process; random keys are not taken.
+    """
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0], tree)
+
+
+def place(shards: Tree, devices: Sequence[jax.Device]) -> Tree:
+    """Put slices on the devices of this process: [d, ...] -> [D, ...], D of all processes.
+
+    Args:
+      shards: leaves [d, ...], as from `shard_batch` with the d devices here; with several
+        processes each gives its own, process 0 the first.
+      devices: D devices, as from `global_devices`.
+    """
+    placement = sharding(devices)
+    if placement.is_fully_addressable:
+        return jax.device_put(shards, placement)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(placement, leaf), shards)
 
 
 def shard_batch(tree: Tree, count: int) -> Tree:

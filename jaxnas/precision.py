@@ -32,8 +32,8 @@ def mixed(apply: Callable[..., Any], precision: Precision) -> Callable[..., Any]
       precision: "float32" returns `apply` itself.
 
     Returns:
-      A function of the same arguments; x [N, ...] is narrowed too. Inputs after it (the weights of a
-      supernet, whose gradients are sums over whole maps) are not.
+      A function of the same arguments; x [N, ...] is narrowed too. Inputs after it (the weights of
+      a supernet, whose gradients are sums over whole maps) are not.
 
     Raises:
       ValueError: another precision.

@@ -1,10 +1,10 @@
-"""Checkpoints: bit-exact, and damaged, killed, full or foreign ones never restored in silence."""
+"""Checkpoints: bit-exact, and those of another configuration never restored in silence.
 
-import json
+Damaged files, kill -9 and full disks are met in tests/faults.
+"""
+
 import logging
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -190,35 +190,6 @@ def test_an_older_run_is_not_overwritten(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["100"]
 
 
-def test_after_walking_back_the_damaged_later_step_gives_way(tmp_path):
-    for step in (1, 2, 3):
-        checkpoints.save(tmp_path, step, make_state(step), {}, keep=3)
-    flip(array_file(tmp_path / "3"), 1000)
-    assert checkpoints.restore(tmp_path, make_state()).step == 2
-    checkpoints.save(tmp_path, 2, make_state(7), {}, keep=1)
-    assert [p.name for p in tmp_path.iterdir()] == ["2"]
-
-
-def test_a_damaged_older_step_does_not_count(tmp_path, caplog):
-    for step in (2, 3):
-        checkpoints.save(tmp_path, step, make_state(step), {}, keep=2)
-    flip(array_file(tmp_path / "3"), 1000)
-    checkpoints.save(tmp_path, 4, make_state(4), {}, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4"]  # the two good ones
-    assert len(rejections(caplog)) == 1 and "3 deleted" in rejections(caplog)[0]
-
-
-def test_leftovers_are_ignored_and_then_removed(tmp_path):
-    checkpoints.save(tmp_path, 1, make_state(), {})
-    for name in (".saving-2.orbax-checkpoint-tmp", ".saving-3", ".deleting-0"):
-        shutil.copytree(tmp_path / "1", tmp_path / name)
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "007").mkdir()
-    assert checkpoints.restore(tmp_path, make_state()).step == 1
-    checkpoints.save(tmp_path, 2, make_state(), {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["007", "1", "2", "notes"]
-
-
 @pytest.mark.parametrize("arguments, options, message", [
     ((-1, {}, {}), {}, "step must be an integer >= 0, got -1"),
     ((True, {}, {}), {}, "got True"),
@@ -252,163 +223,6 @@ def test_another_configuration_is_an_error_not_a_walk_back(tmp_path, caplog, cha
     with pytest.raises(CheckpointError, match=message) as error:
         checkpoints.restore(tmp_path, change(make_state()))
     assert str(tmp_path / "2") in str(error.value) and rejections(caplog) == []
-
-
-# ---- damage --------------------------------------------------------------------------------------
-
-
-def files_of(step_directory):
-    return sorted(p for p in step_directory.rglob("*") if p.is_file())
-
-
-def array_file(step_directory):
-    return max(files_of(step_directory), key=lambda p: p.stat().st_size if "d" in p.parts else 0)
-
-
-def flip(path, bit):
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << (bit % 8)
-    path.write_bytes(data)
-
-
-def restore_or_rejected(directory, wanted, caplog):
-    """Restore; assert it is a saved state bit for bit; return whether the newest was rejected."""
-    caplog.clear()
-    restored = checkpoints.restore(directory, wanted[1])
-    assert contents(restored.state) == contents(wanted[restored.step])
-    assert restored.metadata == {"step": restored.step}
-    lines = rejections(caplog)
-    assert len(lines) == (restored.step == 1)
-    if lines:
-        assert str(directory / "2") in lines[0] and "\n" not in lines[0]
-    return restored.step == 1
-
-
-@pytest.fixture
-def two_steps(tmp_path):
-    wanted = {}
-    for step in (1, 2):
-        wanted[step] = make_state(step)
-        checkpoints.save(tmp_path, step, wanted[step], {"step": step})
-    return tmp_path, wanted
-
-
-def test_bit_flips_are_never_silent(two_steps, caplog):
-    directory, wanted = two_steps
-    files = [p for p in files_of(directory / "2") if p.stat().st_size]
-    assert len(files) >= 5
-    sizes = np.array([p.stat().st_size for p in files])
-    rng = np.random.default_rng(0)
-    rejected = 0
-    for trial in range(50):
-        # half of them anywhere, half in a file drawn first, so that small files have their share
-        weights = sizes / sizes.sum() if trial % 2 else np.full(len(files), 1 / len(files))
-        path = files[rng.choice(len(files), p=weights)]
-        good = path.read_bytes()
-        flip(path, int(rng.integers(8 * len(good))))
-        rejected += restore_or_rejected(directory, wanted, caplog)
-        path.write_bytes(good)
-    assert rejected > 20
-    assert not restore_or_rejected(directory, wanted, caplog)
-
-
-def test_truncated_and_deleted_files(two_steps, caplog):
-    directory, wanted = two_steps
-    rejected = []
-    for path in files_of(directory / "2"):
-        good = path.read_bytes()
-        for bad in (good[:len(good) // 2], b"", None):
-            path.unlink()
-            if bad is not None:
-                path.write_bytes(bad)
-            rejected.append(restore_or_rejected(directory, wanted, caplog))
-            path.write_bytes(good)
-    assert sum(rejected) >= 9
-    assert not restore_or_rejected(directory, wanted, caplog)
-
-
-def test_a_stray_empty_step_and_a_renamed_one(two_steps, caplog):
-    directory, wanted = two_steps
-    (directory / "9").mkdir()
-    shutil.copytree(directory / "1", directory / "8")
-    assert checkpoints.latest_step(directory) == 9
-    restored = checkpoints.restore(directory, wanted[1])
-    assert restored.step == 2 and contents(restored.state) == contents(wanted[2])
-    lines = rejections(caplog)
-    assert len(lines) == 2 and "the directory is empty" in lines[0] and "says step 1" in lines[1]
-
-
-def test_all_rejected_is_an_error(two_steps):
-    directory, wanted = two_steps
-    for step in ("1", "2"):
-        flip(array_file(directory / step), 2000)
-    for attempt in (lambda: checkpoints.restore(directory, wanted[1]),
-                    lambda: checkpoints.read_metadata(directory)):
-        with pytest.raises(CheckpointError, match=r"None of the 2 checkpoints .*steps 1, 2"):
-            attempt()
-
-
-def test_changed_metadata_is_rejected(two_steps, caplog):
-    directory, wanted = two_steps
-    path = directory / "2" / "_CHECKPOINT_METADATA"
-    text = path.read_text()
-    assert "\\\"step\\\": 2}" in text
-    path.write_text(text.replace("\\\"step\\\": 2}", "\\\"step\\\": 3}"))
-    json.loads(path.read_text())
-    assert restore_or_rejected(directory, wanted, caplog)
-    assert "digest of its metadata" in rejections(caplog)[0]
-
-
-SAVER = """
-import sys
-import numpy as np
-from jaxnas import checkpoints
-directory, start = sys.argv[1], int(sys.argv[2])
-for step in range(start, start + 10_000):
-    state = {f"leaf{i}": np.full(2000, step, np.float32) for i in range(50)}
-    checkpoints.save(directory, step, state, {"step": step})
-    print(step, flush=True)
-"""
-
-
-def kill_while_saving(directory, start, seconds):
-    """Start a saver, kill it `seconds` after its second save, return the last step it reported."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SAVER, str(directory), str(start)], stdout=subprocess.PIPE,
-        text=True, cwd=ROOT)
-    for _ in range(2):
-        process.stdout.readline()
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    lines = process.stdout.read().split()
-    process.wait()
-    process.stdout.close()
-    return int(lines[-1]) if lines else start + 1
-
-
-def check_kills(directory, kills):
-    rng = np.random.default_rng(0)
-    target = {f"leaf{i}": np.zeros(2000, np.float32) for i in range(50)}
-    start = 0
-    for _ in range(kills):
-        reported = kill_while_saving(directory, start, rng.uniform(0.0, 0.3))
-        restored = checkpoints.restore(directory, target)
-        assert restored.step in (reported, reported + 1)
-        assert restored.metadata == {"step": restored.step}
-        for leaf in restored.state.values():
-            np.testing.assert_array_equal(leaf, np.float32(restored.step))
-        start = restored.step + 1
-    checkpoints.save(directory, start, target, {})
-    assert len(list(directory.iterdir())) == 2  # no leftovers
-
-
-def test_kill_9_while_saving(tmp_path):
-    check_kills(tmp_path, 2)
-
-
-@pytest.mark.slow
-def test_kill_9_while_saving_many_times(tmp_path):
-    check_kills(tmp_path, 20)
 
 
 # ---- lock, disk ----------------------------------------------------------------------------------
@@ -465,29 +279,3 @@ def test_a_failing_write_keeps_the_older_step_and_names_the_free_bytes(tmp_path,
         checkpoints.save(tmp_path, 2, make_state(2), {}, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
     assert contents(checkpoints.restore(tmp_path, make_state()).state) == contents(make_state(1))
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    mount = shutil.which("mount")
-    if os.geteuid() != 0 or mount is None:
-        pytest.skip("a full disk is simulated with a small tmpfs, which needs root and mount")
-    path = tmp_path / "disk"
-    path.mkdir()
-    done = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(path)], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"tmpfs cannot be mounted here: {done.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
-def test_full_disk(small_disk):
-    rng = np.random.default_rng(0)
-    state = {"x": rng.integers(0, 256, 2_000_000, dtype=np.uint8)}
-    checkpoints.save(small_disk, 1, state, {})
-    with pytest.raises(CheckpointError, match=rf"step 2 to {small_disk} \(\d+ bytes free there\)"):
-        checkpoints.save(small_disk, 2, {"x": state["x"] + 1}, {})
-    assert [p.name for p in small_disk.iterdir()] == ["1"]
-    assert shutil.disk_usage(small_disk).free > 900_000  # the unfinished save is gone
-    assert contents(checkpoints.restore(small_disk, state).state) == contents(state)

@@ -48,17 +48,17 @@ def start():
     return cast
 
 
-@pytest.mark.parametrize(
-    "gradient", ["first_order", pytest.param("hessian_vector", marks=pytest.mark.slow)]
-)
-def test_devices_equal_one(gradient):
+@pytest.mark.parametrize("gradient, mapped", [
+    ("first_order", parallel.mapped),
+    pytest.param("hessian_vector", parallel.mapped, marks=pytest.mark.slow),
+    pytest.param("hessian_vector", parallel.shard_mapped, marks=pytest.mark.slow)])
+def test_devices_equal_one(gradient, mapped):
     with jax.enable_x64(True):
         weights, alphas, train, valid = start()
         devices = parallel.available_devices(COUNT)
         one = make(gradient, None, None, lambda name, f: jax.jit(f))
         many = make(
-            gradient, parallel.AXIS, parallel.AXIS,
-            lambda name, f: jax.pmap(f, axis_name=parallel.AXIS, devices=devices),
+            gradient, parallel.AXIS, parallel.AXIS, lambda name, f: mapped(f, devices),
         )
         state = one.init(weights, alphas)
         copies = parallel.replicate(state, devices)

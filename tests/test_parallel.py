@@ -1,5 +1,6 @@
 """Replication, sharding, and a step on 8 devices against the same step on one."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,3 +108,58 @@ def test_a_step_compiled_ahead_takes_replicated_trees_and_its_own_results():
     compiled = step.lower(state, batch).compile()
     state = compiled(compiled(state, batch), batch)
     np.testing.assert_array_equal(parallel.unreplicate(state), np.full(3, 17.0))
+
+
+def normalised(w, batch):
+    """A step with a collective inside of the loss, as synchronised batch normalisation has it."""
+    def loss(w):
+        hidden = jnp.tanh(batch["x"] @ w["in"])
+        centred = hidden - jax.lax.pmean(hidden.mean(0), parallel.AXIS)
+        return jnp.mean((centred @ w["out"] - batch["y"]) ** 2)
+
+    value, grads = jax.value_and_grad(loss)(w)
+    return (jax.tree.map(lambda a, g: a - 0.1 * jax.lax.pmean(g, parallel.AXIS), w, grads),
+            {"loss": jax.lax.pmean(value, parallel.AXIS)})
+
+
+def test_shard_map_gives_the_bits_of_pmap():
+    rng = np.random.default_rng(0)
+    w = {"in": rng.normal(size=(3, 5)), "out": rng.normal(size=5)}
+    batch = {"x": rng.normal(size=(16, 3)), "y": rng.normal(size=16)}
+    w, batch = jax.tree.map(np.float32, (w, batch))
+    devices = parallel.available_devices(4)
+    found = []
+    for make in (parallel.mapped, parallel.shard_mapped):
+        step, state = make(normalised, devices), parallel.replicate(w, devices)
+        batches = parallel.place(parallel.shard_batch(batch, 4), devices)
+        compiled = step.lower(state, batches).compile()  # takes its own results again
+        for _ in range(3):
+            state, info = compiled(state, batches)
+        assert all(leaf.sharding.device_set == set(devices) for leaf in jax.tree.leaves(state))
+        found.append((jax.tree.map(np.asarray, state), parallel.unreplicate(info)))
+    chex.assert_trees_all_equal(*found)
+    # And both are the step on the whole batch: the collectives' gradient is the right one.
+    one = jax.jit(jax.vmap(normalised, axis_name=parallel.AXIS))
+    state, whole = jax.tree.map(lambda leaf: leaf[None], (w, batch))
+    for _ in range(3):
+        state, _ = one(state, whole)
+    chex.assert_trees_all_close(parallel.host_copy(parallel.replicate(
+        jax.tree.map(lambda leaf: leaf[0], state), devices)),
+        jax.tree.map(lambda leaf: leaf[2], found[0][0]), rtol=1e-5)
+
+
+def test_place_and_host_copy():
+    devices = parallel.available_devices(2)
+    placed = parallel.place({"x": np.arange(6.0).reshape(2, 3)}, devices)
+    assert [shard.data.shape for shard in placed["x"].addressable_shards] == [(1, 3)] * 2
+    np.testing.assert_array_equal(placed["x"], np.arange(6.0).reshape(2, 3))
+    tree = {"a": jnp.ones((2, 2)), "b": np.int32(3)}
+    copy = parallel.host_copy(parallel.replicate(tree, devices))
+    assert type(copy["a"]) is np.ndarray and copy["a"].shape == (2, 2) and copy["b"] == 3
+
+
+def test_with_one_process_all_devices_are_its_own():
+    assert parallel.global_devices() == parallel.available_devices()
+    assert parallel.global_devices(3) == parallel.available_devices(3)
+    with pytest.raises(ValueError, match=r"\[1, 8\].*got 9"):
+        parallel.global_devices(9)

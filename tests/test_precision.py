@@ -90,7 +90,6 @@ def test_running_statistics_and_parameters_are_not_narrowed():
     def run(variables):
         return apply(variables, x, train=True, mutable=["batch_stats"])
 
-
     (logits, auxiliary), new = jax.eval_shape(run, variables)
     assert logits.dtype == jnp.float32 and auxiliary is None
     chex.assert_trees_all_equal_shapes_and_dtypes(new["batch_stats"], variables["batch_stats"])

@@ -26,7 +26,8 @@ def test_setup_parses_and_has_one_version():
     assert {line.split(">")[0] for line in requirements} == {
         "jax", "flax", "optax", "scipy", "chex", "numpy", "orbax-checkpoint",
         "tensorflow-datasets", "flatbuffers", "tyro", "rich"}
-    assert set(setup["options.extras_require"]) == {"benchmarks", "cuda", "datasets", "viz", "test"}
+    assert set(setup["options.extras_require"]) == {
+        "benchmarks", "cuda", "datasets", "optuna", "ray", "tensorboard", "test", "tune", "viz"}
 
 
 def test_data_is_in_the_package():

@@ -7,8 +7,9 @@ line only, and two processes never mix inside a line.
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -23,13 +24,15 @@ class MetricsWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], start_seconds: float = 0.0,
-                 fsync: bool = False) -> None:
+                 fsync: bool = False,
+                 on_line: Callable[[Mapping[str, object]], None] | None = None) -> None:
         """Open the file for appending.
 
         Args:
           path: the file; it and its folder are made if absent.
           start_seconds: seconds already spent by the run that is resumed, finite and >= 0.
           fsync: wait for the disk after every line; survives a power cut, costs milliseconds.
+          on_line: called with the object of every line that was written, to copy it elsewhere.
 
         Raises:
           ValueError: start_seconds is negative or not finite.
@@ -40,6 +43,7 @@ class MetricsWriter:
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._fsync = fsync
+        self._on_line = on_line
         self._offset = _cut_torn_line(self._path)
         self._file: int | None = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._start = time.monotonic() - start_seconds
@@ -82,13 +86,20 @@ class MetricsWriter:
         if nonfinite:
             line["nonfinite"] = nonfinite
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
-        written = os.write(self._file, data)
+        try:
+            written = os.write(self._file, data)
+        except OSError as error:
+            free = shutil.disk_usage(self._path.parent).free
+            raise OSError(error.errno, f"{error.strerror}, {free} bytes free",
+                          str(self._path)) from error
         if written < len(data):
-            raise OSError(f"{self._path.name}: only {written} of {len(data)} bytes were written; "
-                          "is the disk full?")
+            raise OSError(f"{self._path}: only {written} of {len(data)} bytes were written; is the "
+                          "disk full?")
         self._offset += written
         if self._fsync:
             os.fsync(self._file)
+        if self._on_line is not None:
+            self._on_line(line)
 
     def close(self) -> None:
         """Flush to the disk and close; a second call does nothing."""

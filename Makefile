@@ -1,4 +1,4 @@
-# make search ARGS="--smoke"    make test    make lint
+# make search ARGS="--smoke"    make test    make faults    make lint
 # Everything runs in .venv, which the first call makes; PYTHON and VENV may be given.
 
 SHELL := /bin/bash
@@ -10,12 +10,13 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help search test lint
+.PHONY: help search test faults lint
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make search ARGS="..."  search an architecture: python -m experiments.darts ... (--help lists the flags)'
 	@echo 'make test               run the tests on the CPU'
+	@echo 'make faults             kill, damage and starve it: the gates of reliability, one line each'
 	@echo 'make lint               flake8, isort and mypy'
 
 search: $(STAMP)
@@ -23,6 +24,10 @@ search: $(STAMP)
 
 test: $(STAMP)
 	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 $(ARGS)
+
+faults: $(STAMP)
+	@JAX_PLATFORMS=cpu FAULTS_JSON="$${FAULTS_JSON:-runs/faults.json}" $(BIN)/python -m pytest \
+		-m "slow or not slow" tests/faults $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/python -m flake8

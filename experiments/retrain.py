@@ -109,7 +109,8 @@ def run(config: Config) -> None:
             def on_epoch(epoch: retraining.Epoch) -> None:
                 nonlocal step
                 step += 1
-                timer.record(epoch.seconds, epoch.steps)
+                if epoch.steps:
+                    timer.record(epoch.seconds, epoch.steps)
                 state["clock"][0] += epoch.seconds
                 directory.save(step, state)
 

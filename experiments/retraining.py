@@ -151,7 +151,7 @@ class Epoch(NamedTuple):
     """An epoch of a retraining that has just ended."""
 
     seconds: float
-    steps: int
+    steps: int      # 0: left out, the network had diverged
     last: bool      # of its network, which has been tested
 
 
@@ -165,8 +165,9 @@ def train_all(
     Args:
       trainer: of `make_trainer`.
       runs: R networks.
-      state: its "train" (a `TrainState`) and "accuracies" [R] (percent; of a network that diverged
-        too) are kept up to date; `on_epoch` saves them.
+      state: its "train" (a `TrainState`) and "accuracies" [R] (percent, NaN before the test) are
+        kept up to date; `on_epoch` saves them. A network whose loss is no longer finite has failed:
+        its accuracy is 0, its weights are forgotten, and its later epochs are left out.
       key: of everything random.
       epochs: of each network.
       done: epochs of all networks together that `state` has behind it.
@@ -185,22 +186,32 @@ def train_all(
                 return False
             number, epoch = divmod(position, epochs)
             run, last = runs[number], epoch == epochs - 1
-            start = time.perf_counter()
-            state["train"], info = trainer.train_epoch(
-                jax.random.fold_in(key, run.seed), state["train"], epoch, *run.inputs)
+            start, steps = time.perf_counter(), 0
             facts = {"phase": "retrain", "run": run.number, "group": run.group}
-            loss = float(info["loss"].mean())
-            metrics.write("epoch", epoch=epoch, loss=loss,
-                          train_accuracy=100 * float(info["accuracy"].mean()), **facts)
+            failed, text = not np.isnan(state["accuracies"][number]), "diverged"
+            if not failed:  # in an earlier epoch
+                trained, info = trainer.train_epoch(
+                    jax.random.fold_in(key, run.seed), state["train"], epoch, *run.inputs)
+                loss, test_loss = float(info["loss"].mean()), float(info["test_loss"])
+                steps, text = len(info["loss"]), f"loss {loss:.3f}"
+                metrics.write("epoch", epoch=epoch, loss=loss,
+                              train_accuracy=100 * float(info["accuracy"].mean()), **facts)
+                failed = not np.isfinite(loss) or last and not np.isfinite(test_loss)
+                if failed:
+                    metrics.write("event", event="diverged", epoch=epoch, **facts)
+                state["train"] = trainer.empty if failed else trained
+                if failed or last:
+                    state["accuracies"][number] = (
+                        0.0 if failed else 100 * float(info["test_accuracy"]))
             if last:
-                accuracy, test_loss = 100 * float(info["test_accuracy"]), float(info["test_loss"])
-                state["accuracies"][number] = accuracy
+                accuracy = float(state["accuracies"][number])
                 metrics.write(
                     "evaluation", arch=run.arch if isinstance(run.arch, str) else run.arch.tolist(),
-                    test_accuracy=accuracy, test_loss=test_loss, fitness=accuracy,
-                    failed=not np.isfinite(test_loss), budget=epochs, budget_unit="epochs", **facts)
-            on_epoch(Epoch(time.perf_counter() - start, len(info["loss"]), last))
-            bar.advance(1, f"{run.group} {run.seed} loss {loss:.3f}")
+                    test_accuracy=accuracy, test_loss=None if failed else test_loss,
+                    fitness=None if failed else accuracy, failed=failed, budget=epochs,
+                    budget_unit="epochs", **facts)
+            on_epoch(Epoch(time.perf_counter() - start, steps, last))
+            bar.advance(1, f"{run.group} {run.seed} {text}")
     return True
 
 

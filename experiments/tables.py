@@ -134,6 +134,9 @@ def choose_devices(config: TableSettings) -> list[jax.Device]:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     wanted = config.devices or max(1, min(cores or 1, config.num_seeds))
+    # A batched LAPACK kernel waits in a thread of XLA's pool for others of the same pool: with no
+    # more threads than devices all of them may wait for ever (seen with jaxlib 0.10.2).
+    os.environ.setdefault("PJRT_NPROC", str(4 * wanted))
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             jax.config.update("jax_num_cpu_devices", wanted)

@@ -1,4 +1,4 @@
-"""The trial store under other processes, kill -9, a full disk and files that are no stores."""
+"""Gate 9, the trial store: other processes, kill -9, a full disk, files that are no stores."""
 
 import os
 import random
@@ -18,6 +18,7 @@ import pytest
 from jaxnas import trials
 from jaxnas.trials import Busy, Claimed, Counts, TrialError
 
+pytestmark = pytest.mark.gate(9)
 RECIPE = {"seed": 0}
 # Does every trial that it can get. Its notes are appended to a file, whole lines in their true
 # order. After `doom` evaluations have begun it kills itself with signal 9 at a random moment soon.
@@ -121,17 +122,18 @@ def check(path: Path, count: int, kills: int) -> None:
     assert count - kills <= len(done) <= count
 
 
-def test_four_processes_do_each_trial_once(tmp_path):
+def test_four_processes_do_each_trial_once(tmp_path, gate):
     path = tmp_path / "trials.sqlite"
     with ThreadPoolExecutor(4) as pool:  # the four make the file, too
         assert list(pool.map(lambda seed: work(path, 200, seed), range(4))) == [0] * 4
     check(path, count=200, kills=0)
+    gate("4 processes, 200 trials: 0 lost, 0 twice, integrity ok")
 
 
 @pytest.mark.parametrize("count, kills", [
     (60, 8), pytest.param(200, 20, marks=pytest.mark.slow),
     pytest.param(2000, 200, marks=pytest.mark.slow)])
-def test_kill_9_loses_and_repeats_nothing(tmp_path, count, kills):
+def test_kill_9_loses_and_repeats_nothing(tmp_path, count, kills, gate):
     path = tmp_path / "trials.sqlite"
     draw = random.Random(kills)
     dooms = [draw.randint(1, 6) for _ in range(kills)]  # trials, so that all are met
@@ -140,6 +142,7 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path, count, kills):
         assert list(ends) == [-signal.SIGKILL] * kills
         assert list(pool.map(lambda seed: work(path, count, kills + seed), range(4))) == [0] * 4
     check(path, count, kills)
+    gate(f"{kills} kills in {count} trials of 4 processes: 0 lost, 0 twice, integrity ok")
 
 
 @pytest.fixture

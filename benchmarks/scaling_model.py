@@ -26,9 +26,9 @@ class Search:
     all_reduce_bytes: float = 4 * 1_930_618 * 3
     """Bytes summed in a step. Computed: three gradients of 1,930,618 weights in float32 (inner
     step, look-ahead, weight step); those of the alphas are 4 kB."""
-    all_reduces: int = 9
-    """Sums in a step (computed, without synchronised batch statistics; with them thousands: see
-    the benchmark `bench_data_parallel`)."""
+    all_reduces: int = 4
+    """Sums in a step: three gradients and a mixed product. Counted in the compiled programs, without
+    synchronised batch statistics; with them thousands: see the benchmark `bench_data_parallel`."""
     bandwidth: float = 50e9
     """Bytes a second between two hosts. Assumed: a 400 Gb/s card a GPU; NVLink is 9 times that."""
     latency_seconds: float = 10e-6

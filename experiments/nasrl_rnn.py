@@ -76,7 +76,7 @@ class Config(ControllerConfig, ChildrenConfig):
     """Of the controller's entropy bonus, in reward per nat; the paper has none."""
     baseline_decay: float = 0.8
     """Of the moving mean of rewards; the paper does not give it."""
-    retrain_epochs: int = 5
+    retrain_epochs: int = 3
     retrain_hidden_size: int = 32
 
 

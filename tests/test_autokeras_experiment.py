@@ -102,6 +102,7 @@ def test_children_are_in_the_store_and_grow_from_their_fathers(whole):
     assert stored == {json.dumps(tuple(row["arch"])) for row in rows}
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_the_same_run(whole, compiled_once, tmp_path, monkeypatch):
     path = tmp_path / "resumed"
     for stop_at in (2, 13):

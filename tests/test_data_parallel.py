@@ -11,17 +11,18 @@ from jaxnas.search_spaces import DARTS
 from jaxnas.searchers import bilevel
 
 SPACE = DARTS(num_nodes=2, operations=("none", "skip_connect", "sep_conv_3x3"))
+POOLS = DARTS(num_nodes=2, operations=("none", "skip_connect", "avg_pool_3x3"))  # compile sooner
 COUNT = 2
 
 
-def make(gradient, bn_axis, axis_name, program):
+def make(gradient, bn_axis, axis_name, program, space=SPACE):
     """The step of experiments.darts, small; float64, so that only real differences are left."""
-    net = SPACE.supernet(
+    net = space.supernet(
         features=2, num_layers=3, num_classes=3, axis_name=bn_axis, scan_edges=True
     )
 
     def loss_fn(weights, alphas, batch):
-        logits = net.apply(weights, batch["images"], SPACE.weights(alphas))
+        logits = net.apply(weights, batch["images"], space.weights(alphas))
         return training.cross_entropy(logits, batch["labels"])
 
     return bilevel(
@@ -30,11 +31,11 @@ def make(gradient, bn_axis, axis_name, program):
     )
 
 
-def start():
+def start(space=SPACE):
     keys = jax.random.split(jax.random.key(0), 4)
     image = jnp.zeros((2, 8, 8, 1))
-    alphas = SPACE.init_alphas(keys[0])
-    net = SPACE.supernet(features=2, num_layers=3, num_classes=3)
+    alphas = space.init_alphas(keys[0])
+    net = space.supernet(features=2, num_layers=3, num_classes=3)
     weights = net.lazy_init(keys[1], jax.ShapeDtypeStruct(image.shape, image.dtype),
                             jax.ShapeDtypeStruct(alphas.shape, alphas.dtype))
 
@@ -48,17 +49,19 @@ def start():
     return cast
 
 
-@pytest.mark.parametrize("gradient, mapped", [
-    ("first_order", parallel.mapped),
-    pytest.param("hessian_vector", parallel.mapped, marks=pytest.mark.slow),
-    pytest.param("hessian_vector", parallel.shard_mapped, marks=pytest.mark.slow)])
-def test_devices_equal_one(gradient, mapped):
+@pytest.mark.parametrize("gradient, mapped, space", [
+    ("first_order", parallel.mapped, POOLS),
+    pytest.param("first_order", parallel.mapped, SPACE, marks=pytest.mark.slow),
+    pytest.param("hessian_vector", parallel.mapped, SPACE, marks=pytest.mark.slow),
+    pytest.param("hessian_vector", parallel.shard_mapped, SPACE, marks=pytest.mark.slow)])
+def test_devices_equal_one(gradient, mapped, space):
     with jax.enable_x64(True):
-        weights, alphas, train, valid = start()
+        weights, alphas, train, valid = start(space)
         devices = parallel.available_devices(COUNT)
-        one = make(gradient, None, None, lambda name, f: jax.jit(f))
+        one = make(gradient, None, None, lambda name, f: jax.jit(f), space)
         many = make(
             gradient, parallel.AXIS, parallel.AXIS, lambda name, f: mapped(f, devices),
+            space,
         )
         state = one.init(weights, alphas)
         copies = parallel.replicate(state, devices)
@@ -73,8 +76,8 @@ def test_devices_equal_one(gradient, mapped):
             )
         np.testing.assert_allclose(infos["train_loss"][0], info["train_loss"], rtol=1e-8)
         # one genotype comes out, whichever device is asked
-        arch = SPACE.discretize(parallel.unreplicate(copies).alphas)
-        np.testing.assert_array_equal(arch, SPACE.discretize(state.alphas))
+        arch = space.discretize(parallel.unreplicate(copies).alphas)
+        np.testing.assert_array_equal(arch, space.discretize(state.alphas))
 
 
 @pytest.mark.slow

@@ -124,6 +124,7 @@ def test_interrupted_run_resumes_bit_equal(whole_run, records, environment, tmp_
     assert reporting.validate_run_directory(path) == []
 
 
+@pytest.mark.slow
 def test_retrain_takes_a_found_genotype(whole_run, environment, tmp_path):
     path = tmp_path / "run"
     genotype = whole_run[0] / "genotype.json"

@@ -29,6 +29,7 @@ def through(function, optimizer_state, params):
         optimizer_state, params, map(function, morphisms.moments(optimizer_state, params)))
 
 
+@pytest.mark.slow  # half a minute; test_morphisms.py proves that nothing changes
 def test_accuracy_stays_and_training_goes_on():
     digits = data.load("digits")
     images, labels = jnp.asarray(digits.train_images[:640]), jnp.asarray(digits.train_labels[:640])

@@ -79,8 +79,8 @@ def test_search_is_what_it_says(whole):
     assert 0.99 * uniform < steps[0]["entropy"] <= uniform * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("looks", [  # in the search, in the retraining
-    5, pytest.param(13, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("looks", [5, 13])  # in the search, in the retraining
 def test_interrupted_run_resumes_equal_and_repeats_no_child(
         whole, records, stopping, tmp_path, looks):
     path = tmp_path / "run"

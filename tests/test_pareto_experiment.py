@@ -166,6 +166,7 @@ def test_run_directory_and_page(own_run):
     assert len(front["rows"]) == 3 and len(front["rows"][0]) == len(front["header"])
 
 
+@pytest.mark.slow
 def test_minimized_and_interrupted(table_file, stopping, tmp_path, monkeypatch, capsys):
     """A metric that is minimised leaves MnasNet's reward out; a stopped run resumes bit-equal."""
     monkeypatch.setattr(pareto_report, "draw", lambda *_: None)

@@ -21,7 +21,7 @@ def relative(found, expected):
     return float(jnp.linalg.norm(jnp.ravel(found - expected)) / jnp.linalg.norm(expected.ravel()))
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_gradients_of_a_mixed_edge_add_up_in_float32(stride):
     channels, keys = 4, jax.random.split(jax.random.key(0), 8)
     size, _, blocks = CONVOLUTIONS["sep_conv_3x3"]

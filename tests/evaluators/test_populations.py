@@ -34,7 +34,8 @@ def examples():
 
 
 # 5 members are no multiple of 2 or 3.
-@pytest.mark.parametrize("form, counts", [("sequential", (None, 2)), ("vmap", (None, 1, 3))])
+@pytest.mark.parametrize("form, counts", [
+    ("sequential", (None, 2)), pytest.param("vmap", (None, 1, 3), marks=pytest.mark.slow)])
 def test_devices_change_nothing(form, counts):
     archs = np.arange(5, dtype=np.int32)[:, None]
     keys = children.member_keys(jax.random.key(0), jnp.asarray(archs))

@@ -67,7 +67,7 @@ def _program(network):
     ("macro_small", 1, ()), pytest.param("macro_deep", 20, (), marks=pytest.mark.slow),
     ("filters", 1, ()), pytest.param("filters", 20, (), marks=pytest.mark.slow),
     ("strided", 2, ()), pytest.param("strided_deep", 20, (), marks=pytest.mark.slow),
-    ("strided", 3, (2, 1, 3))])
+    pytest.param("strided", 3, (2, 1, 3), marks=pytest.mark.slow)])
 def test_equals_the_fixed_network(label, count, depths):
     """With depths, the first layers alone: what is behind them is not read."""
     traced, fixed_of, counts = NETWORKS[label]

@@ -157,8 +157,8 @@ def test_other_skeletons(name, options):
     _check(space, network, _hard_cases(space), (37, 40) if "stem" in options else (8, 8))
 
 
-@pytest.mark.parametrize("name", [
-    name if name == "amoebanet" else pytest.param(name, marks=pytest.mark.slow) for name in STYLES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STYLES)
 def test_cells_in_loops_have_the_variables_of_the_fixed_network(name):
     space, network = _make(name, (), 5, cells_per_stage=6)
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

@@ -143,7 +143,7 @@ def test_every_form_gives_one_answer():
                 np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("operations", [
     ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"),
     pytest.param(OPERATIONS, marks=pytest.mark.slow)], ids=["few", "all"])

@@ -27,13 +27,13 @@ class Search:
     """Bytes summed in a step. Computed: three gradients of 1,930,618 weights in float32 (inner
     step, look-ahead, weight step); those of the alphas are 4 kB."""
     all_reduces: int = 4
-    """Sums in a step: three gradients and a mixed product. Counted in the compiled programs, without
+    """Sums in a step: three gradients and a mixed product. Counted in compiled programs, without
     synchronised batch statistics; with them thousands: see the benchmark `bench_data_parallel`."""
     bandwidth: float = 50e9
     """Bytes a second between two hosts. Assumed: a 400 Gb/s card a GPU; NVLink is 9 times that."""
     latency_seconds: float = 10e-6
     """Of one message. Assumed; some 10 microseconds are usual for NCCL between hosts."""
-    checkpoint_seconds: float = 0.35
+    checkpoint_seconds: float = 0.29
     """One save, while the devices wait. Measured at 23 MB of state."""
     compile_seconds: float = 120.0
     """All programs of a search, once a host at every start. Measured on 2 cores."""
@@ -50,15 +50,15 @@ class Farm:
 
     trial_seconds: float = 1800.0
     """Training one child. Assumed: half an hour."""
-    transaction_seconds: float = 0.3e-3
+    transaction_seconds: float = 0.27e-3
     """One write to the trial store; they follow each other. Measured."""
     transactions: int = 2
     """Of a trial: claim and finish. Heartbeats come on top, one a third of the lease."""
     heartbeat_seconds: float = 20.0
     """Between two heartbeats of one worker. Computed: a third of the default lease."""
-    tell_seconds: float = 1e-3
+    tell_seconds: float = 1.8e-3
     """Ask and tell of the searcher, one trial. Measured for regularised evolution on a CPU."""
-    bytes_per_trial: float = 700.0
+    bytes_per_trial: float = 440.0
     """Of the store's file. Measured."""
     hours_between_failures: float = 50_000.0
     """Of one GPU. Assumed. A lost trial is trained again from its start."""

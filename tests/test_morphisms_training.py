@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxnas import conv_chains, data, morphisms, training
 from jaxnas.conv_chains import Connect, Deepen, Widen

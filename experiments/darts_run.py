@@ -196,7 +196,6 @@ class Run:
             metrics["latency_ms"], extra, sentence = self.bound.conclude(
                 self.state["derived"], self._one(self.state["search"].alphas),
                 archs[config.num_seeds:], random)
-        evaluated = np.isfinite(accuracies)
         search, retrain = (float(value) for value in self.state["clock"])
         result = reporting.Result(
             complete=complete, experiment="darts", system="DARTS",
@@ -204,9 +203,7 @@ class Run:
                 "darts", genotypes.to_json_dict(genotype), archs[0].tolist()
             ),
             metrics=metrics,
-            evaluations=reporting.Evaluations(
-                int(evaluated.sum()), len({tuple(a) for a in archs[evaluated].tolist()}), 0
-            ),
+            evaluations=self.directory.retrained(),
             compilations=self.programs.count,
             seconds=reporting.Seconds(
                 self.programs.seconds, search, retrain, self.directory.metrics.seconds

@@ -179,7 +179,6 @@ class Run:
             (path / "genotype.json").write_text(genotypes.to_json(genotype), encoding="utf-8")
         groups = {"found": state["accuracies"][:config.num_seeds],
                   "random": state["accuracies"][config.num_seeds:][:config.num_seeds]}
-        evaluated = np.isfinite(state["accuracies"])
         search, retrain = (float(value) for value in state["clock"])
         result = reporting.Result(
             complete=complete, experiment="enas", system="ENAS",
@@ -187,8 +186,7 @@ class Run:
                 self.space.name, None if genotype is None else genotypes.to_json_dict(genotype),
                 tuple(archs[0].tolist()) if derived else None),
             metrics=self._metrics(groups) if derived else {},
-            evaluations=reporting.Evaluations(
-                int(evaluated.sum()), len({tuple(a) for a in archs[evaluated].tolist()}), 0),
+            evaluations=self.directory.retrained(),
             compilations=self.programs.count,
             seconds=reporting.Seconds(
                 self.programs.seconds, search, retrain, self.directory.metrics.seconds),

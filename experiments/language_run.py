@@ -125,10 +125,8 @@ class LanguageRun(abc.ABC):
 
     def evaluations(self) -> reporting.Evaluations:
         """Count what was trained from scratch; here the cells that are retrained."""
-        finished = self._finished()
-        finite = [tuple(arch.tolist()) for group, archs in self.archs().items()
-                  for arch, loss in zip(archs, finished[group]) if np.isfinite(loss)]
-        return reporting.Evaluations(len(finite), len(set(finite)), 0)
+        return self.directory.retrained(
+            {group for group, model in self.models.items() if model == "cell"})
 
     def extra(self) -> dict[str, Any]:
         """Return what result.json holds besides."""

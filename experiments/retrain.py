@@ -135,7 +135,7 @@ def _report(config, directory, genotype, programs, timer, state, count, complete
     result = reporting.Result(
         complete=complete, experiment="retrain", system=SYSTEMS.get(genotype.space, genotype.space),
         architecture=reporting.Architecture(genotype.space, genotypes.to_json_dict(genotype)),
-        metrics=metrics, evaluations=reporting.Evaluations(len(accuracies), 1, 0),
+        metrics=metrics, evaluations=directory.retrained(),
         compilations=programs.count,
         seconds=reporting.Seconds(
             programs.seconds, 0.0, float(state["clock"][0]), directory.metrics.seconds

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -105,6 +105,14 @@ class RunDirectory:
             return checkpoints.restore(self.checkpoint_folder, target)
         except checkpoints.CheckpointError as error:
             raise InputError(str(error)) from error
+
+    def retrained(self, groups: Container[str] | None = None) -> reporting.Evaluations:
+        """Count the networks that were retrained and tested, by metrics.jsonl; None: any group."""
+        rows = [row for row in reporting.read_metrics(self.path / "metrics.jsonl")
+                if row["kind"] == "evaluation" and row.get("phase") == "retrain"
+                and (groups is None or row["group"] in groups)]
+        return reporting.Evaluations(len(rows), len({str(row["arch"]) for row in rows}),
+                                     sum(bool(row["failed"]) for row in rows))
 
     def write_result(self, result: reporting.Result) -> Path:
         """Write result.json; after an interruption, say on stderr how to go on."""

@@ -81,3 +81,17 @@ def records() -> Callable[[Path], list[dict[str, object]]]:
 
     return lambda path: [{name: value for name, value in row.items() if "seconds" not in name}
                          for row in reporting.read_metrics(path / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="session")
+def assert_equal_runs(records) -> Callable[[Path, Path], None]:
+    """Return what checks that a finished run has the log and the result of another one."""
+    from jaxnas import reporting
+
+    def check(path: Path, other: Path) -> None:
+        assert records(path) == records(other)
+        first, second = reporting.read_result(path), reporting.read_result(other)
+        assert first.architecture == second.architecture and first.metrics == second.metrics
+        assert first.complete and reporting.validate_run_directory(path) == []
+
+    return check

@@ -95,19 +95,6 @@ def start(arguments, train):
         config, make_system, train), ["--quiet", *map(str, arguments)])
 
 
-def history(path):
-    """metrics.jsonl without what a clock wrote."""
-    rows = reporting.read_metrics(path / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
-
-
-def assert_equal_runs(path, other):
-    assert history(path) == history(other)
-    first, second = reporting.read_result(path), reporting.read_result(other)
-    assert first.architecture == second.architecture and first.metrics == second.metrics
-    assert first.complete and reporting.validate_run_directory(path) == []
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run, and what it trained."""
@@ -116,11 +103,11 @@ def whole(tmp_path_factory):
     return path, train.trained
 
 
-def test_run_directory(whole, capsys):
+def test_run_directory(whole, capsys, records):
     path, trained = whole
     assert reporting.validate_run_directory(path) == []
     result = reporting.read_result(path)
-    rows = [row for row in history(path) if row["kind"] == "evaluation" and "group" in row]
+    rows = [row for row in records(path) if row["kind"] == "evaluation" and "group" in row]
     searched = [row for row in rows if row["phase"] == "search"]
     assert [row["group"] for row in searched] == ["found"] * 12 + ["random"] * 12
     assert result.evaluations.total == 24
@@ -150,7 +137,7 @@ def test_run_directory(whole, capsys):
 
 @pytest.mark.parametrize("children", [
     6, *(pytest.param(children, marks=pytest.mark.slow) for children in (1, 15))])
-def test_ctrl_c_saves_and_resumption_is_equal(whole, tmp_path, children, capsys):
+def test_ctrl_c_saves_and_resumption_is_equal(whole, tmp_path, children, capsys, assert_equal_runs):
     path = tmp_path / "run"
     train = make_train(after=lambda count: count == children and os.kill(
         os.getpid(), signal.SIGINT))
@@ -165,11 +152,11 @@ def test_ctrl_c_saves_and_resumption_is_equal(whole, tmp_path, children, capsys)
     assert sorted(train.trained + rest.trained) == sorted(whole[1])  # nothing was trained twice
 
 
-def test_a_second_run_on_the_store_trains_nothing(whole, tmp_path):
+def test_a_second_run_on_the_store_trains_nothing(whole, tmp_path, records):
     train = make_train()
     assert start(["--output", tmp_path / "run", "--store", whole[0] / "trials.sqlite"], train) == 0
     assert train.trained == []
-    ours, theirs = history(tmp_path / "run"), history(whole[0])
+    ours, theirs = records(tmp_path / "run"), records(whole[0])
     assert ours == theirs
 
 
@@ -319,7 +306,7 @@ def kill_at_random(path, draw, mode):
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_9_and_resumption_are_equal(whole, tmp_path, kills):
+def test_kill_9_and_resumption_are_equal(whole, tmp_path, kills, assert_equal_runs):
     path, draw = tmp_path / "run", random.Random(kills)
     assert kill_at_random(path, draw, "--output") == -signal.SIGKILL
     for _ in range(kills - 1):

@@ -56,6 +56,7 @@ def test_darts_run_directory(whole_run):
     assert result.complete and result.experiment == "darts"
     accuracy = result.metrics["test_accuracy"]
     assert len(accuracy.found["values"]) == len(accuracy.random["values"]) == 2
+    assert result.evaluations.total == 4 and result.evaluations.failed == 0
     assert result.compilations == len(result.programs) and "retrain" in result.programs
     genotype = genotypes.load(str(path / "genotype.json"))
     assert genotypes.to_json_dict(genotype) == result.architecture.genotype

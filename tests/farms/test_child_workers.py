@@ -28,19 +28,6 @@ def start(toy, *arguments):
         child_run.run(config, toy.make_system, toy.make_train)), ["--quiet", *map(str, arguments)])
 
 
-def history(path):
-    """metrics.jsonl without what a clock wrote."""
-    rows = reporting.read_metrics(path / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
-
-
-def assert_equal_runs(path, other):
-    assert history(path) == history(other)
-    first, second = reporting.read_result(path), reporting.read_result(other)
-    assert first.architecture == second.architecture and first.metrics == second.metrics
-    assert first.complete and reporting.validate_run_directory(path) == []
-
-
 def test_a_farm_gives_children_as_a_store_does(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     kind, seen = Kind("toy", {"seed": 0}), []
@@ -70,7 +57,8 @@ def test_what_a_worker_begins_with(toy):
 
 
 @pytest.mark.slow
-def test_workers_give_the_run_without_them_and_resume_it(toy, tmp_path, capsys, stopping):
+def test_workers_give_the_run_without_them_and_resume_it(toy, tmp_path, capsys, stopping,
+                                                         assert_equal_runs):
     whole, path = tmp_path / "whole", tmp_path / "run"
     assert start(toy, "--output", whole) == 0
     with stopping(25):  # in the middle of the search
@@ -123,7 +111,7 @@ def alone(request, cached, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("farm", ["local", pytest.param("ray", marks=pytest.mark.skipif(
     not farms.has_ray(), reason="no Ray"))])
-def test_smoke_run_of_a_system_with_workers(alone, farm, tmp_path, capsys):
+def test_smoke_run_of_a_system_with_workers(alone, farm, tmp_path, capsys, assert_equal_runs):
     name, path = alone
     assert_equal_runs(
         smoke(name, tmp_path / "run", "--workers", "2", "--farm", farm), path)

@@ -156,6 +156,7 @@ def test_a_real_retraining_that_diverges(nursery, tmp_path, gate):
     nursery("retrain", path, "--retrain-lr", 1e30, "--retrain-epochs", 3).finish()
     result = reporting.read_result(path)
     assert result.complete and result.metrics["test_accuracy"].found["values"] == [0.0, 0.0]
+    assert result.evaluations == reporting.Evaluations(2, 1, 2)
     kinds = [row["kind"] for row in reporting.read_metrics(path / "metrics.jsonl")]
     assert kinds == ["epoch", "event", "evaluation"] * 2
     assert [name for name, values in saved_floats(path) if not np.isfinite(values).all()] == []

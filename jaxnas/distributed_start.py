@@ -215,7 +215,11 @@ def _arrive(cluster: Cluster, timeout: float, deadline: float) -> None:
             with socket.create_connection(address, timeout=min(5.0, left)) as peer:
                 hello = json.dumps([cluster.process_id, cluster.num_processes])
                 peer.sendall(hello.encode("ascii") + b"\n")
-                answer = json.loads(_read_line(peer, deadline - time.monotonic()))
+                line = _read_line(peer, deadline - time.monotonic())
+            if not line and time.monotonic() >= deadline:
+                reason = "it listens, and others may not have come to it"
+                break
+            answer = json.loads(line)
             if answer == "":
                 return
             if isinstance(answer, str):

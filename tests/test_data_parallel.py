@@ -18,7 +18,7 @@ COUNT = 2
 def make(gradient, bn_axis, axis_name, program, space=SPACE):
     """The step of experiments.darts, small; float64, so that only real differences are left."""
     net = space.supernet(
-        features=2, num_layers=3, num_classes=3, axis_name=bn_axis, scan_edges=True
+        features=2, num_layers=3, num_classes=3, axis_name=bn_axis, scan_edges=True, remat=True
     )
 
     def loss_fn(weights, alphas, batch):

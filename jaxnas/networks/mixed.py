@@ -8,15 +8,15 @@ loop, and so do the pointwise ones: few and wide kernels, as an accelerator like
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxnas.base import PyTree
-from jaxnas.networks import pooling, primitives
+from jaxnas.networks import edge_loop, pooling, primitives
 from jaxnas.networks.depthwise import depthwise
 from jaxnas.networks.own_operations import OwnOperations, apply_edges, has_parameters, initial_edges
 
@@ -44,6 +44,26 @@ def num_edges(num_nodes: int) -> int:
     return edge_index(num_nodes, 0)
 
 
+def shared_terms(
+    x: jax.Array,
+    *,
+    operations: tuple[str, ...],
+    stride: int,
+    axis_name: str | None = None,
+    method: str = "shifts",
+) -> dict[str, jax.Array]:
+    """Apply the operations without parameters to a source, for all edges that leave it.
+
+    Args:
+      x, operations, stride, axis_name, method: as in `mixed_edges`.
+
+    Returns:
+      Pool -> [N, H / stride, W / stride, C], normalised.
+    """
+    return {name: primitives.normalize(pool(x, stride, method=method), axis_name=axis_name)
+            for name, pool in POOLS.items() if name in operations}
+
+
 def mixed_edges(
     params: dict[str, dict[str, jax.Array]],
     x: jax.Array,
@@ -54,6 +74,7 @@ def mixed_edges(
     axis_name: str | None = None,
     method: str = "shifts",
     own: OwnOperations = (),
+    shared: dict[str, jax.Array] | None = None,
 ) -> jax.Array:
     """Apply every operation to one source for all its E outgoing edges, and sum them weighted.
 
@@ -66,6 +87,7 @@ def mixed_edges(
       axis_name: of synchronised batch statistics, or None.
       method: of `depthwise`.
       own: operations among them that are not the library's.
+      shared: `shared_terms` of x, if they are known.
 
     Returns:
       [E, N, H / stride, W / stride, C].
@@ -74,6 +96,9 @@ def mixed_edges(
     normalize = functools.partial(primitives.normalize, axes=_EDGE_AXES, axis_name=axis_name)
     rectified = jax.nn.relu(x)[None]
     weights = weights.astype(jnp.promote_types(x.dtype, jnp.float32))  # their gradients are sums
+    if shared is None:
+        shared = shared_terms(x, operations=operations, stride=stride, axis_name=axis_name,
+                              method=method)
 
     def column(name: str) -> jax.Array:
         return weights[:, operations.index(name)][:, None, None, None, None]
@@ -84,10 +109,7 @@ def mixed_edges(
         filtered = depthwise(inputs, kernel, stride=stride, dilation=dilation, method=method)
         return normalize(primitives.pointwise(filtered, mixing))
 
-    terms = []
-    for name, pool in POOLS.items():
-        if name in operations:  # no parameters: the same for every edge
-            terms.append(column(name) * normalize(pool(x, stride, method=method)[None]))
+    terms = [column(name) * value[None] for name, value in shared.items()]
     if "skip_connect" in operations:
         if stride == 1:
             terms.append(column("skip_connect") * x[None])
@@ -122,9 +144,10 @@ class MixedCell(nn.Module):
       num_nodes: intermediate nodes, all concatenated into the output.
       reduction: whether the edges from the two inputs have stride 2.
       scan_edges: run one loop over the edges instead of one piece of program a source: compiles in
-        a fraction of the time; computes the pools of a source for each of its edges.
+        a fraction of the time.
       remat: recompute the operations of an edge (or source) in the backward pass instead of keeping
-        them: in the loop they would be copied to a stack and back, which costs as much.
+        them: in the loop they would be copied to a stack and back, which costs more. The loop's
+        derivatives are then those of `edge_loop`, in reverse mode; without, JAX's.
       axis_name, method, own: as in `mixed_edges`; the parameters of an own operation are
         `own_{operation}`, a dictionary of [E, ...].
     """
@@ -170,53 +193,64 @@ class MixedCell(nn.Module):
             if name not in allowed:
                 raise ValueError(f"operations must be among {allowed}, got {name!r}.")
         params = self._parameters()
-
-        def source(params, x, weights, stride):
-            return mixed_edges(
-                params,
-                x,
-                weights,
-                operations=self.operations,
-                stride=stride,
-                axis_name=self.axis_name,
-                method=self.method,
-                own=self.own,
-            )
-
-        if self.remat:
-            source = jax.checkpoint(source, static_argnums=(3,))
         walk = self._scan if self.scan_edges else self._unroll
-        nodes = walk(source, params, jnp.stack([s0, s1]), weights)
+        nodes = walk(params, jnp.stack([s0, s1]), weights)
         return jnp.concatenate(list(nodes), -1)
 
-    def _unroll(self, source, params, inputs, weights):
+    def _options(self, stride: int) -> dict:
+        return {"operations": self.operations, "stride": stride, "axis_name": self.axis_name,
+                "method": self.method}
+
+    def _unroll(self, params, inputs, weights):
         """Run the sources one after the other, each for all its destinations."""
         states: list = [inputs[0], inputs[1]] + [0.0] * self.num_nodes
         for j in range(self.num_nodes + 1):
             nodes = range(max(0, j - 1), self.num_nodes)
             stride = 2 if self.reduction and j < 2 else 1
             edges = [(node, j) for node in nodes]
-            picked = _pick(params, edges, stride)
             rows = np.array([edge_index(*edge) for edge in edges])
-            outputs = source(picked, states[j], weights[rows], stride)
+            source: Callable = functools.partial(
+                mixed_edges, own=self.own, **self._options(stride))
+            if self.remat:
+                source = jax.checkpoint(source)
+            outputs = source(_pick(params, edges, stride), states[j], weights[rows])
             for node, output in zip(nodes, outputs):
                 states[2 + node] += output
         return states[2:]
 
-    def _scan(self, source, params, inputs, weights):
+    def _scan(self, params, inputs, weights):
         """Loop over the edges by node and source, so that a state is complete when it is read."""
         edges = [(node, j) for node in range(self.num_nodes) for j in range(node + 2)]
         shape = inputs.shape[1:]
         if not self.reduction:
             blank = jnp.zeros((self.num_nodes, *shape), inputs.dtype)
-            return _loop(source, params, weights, edges, jnp.concatenate([inputs, blank]), 2)[2:]
+            states = jnp.concatenate([inputs, blank])
+            return self._loop(params, weights, edges, 1, states, None, (2, 0))[2:]
         # Two loops, as the edges from the inputs have another shape; the order of a sum is free.
         shape = (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
         nodes = jnp.zeros((self.num_nodes, *shape), inputs.dtype)
         outer = [edge for edge in edges if edge[1] < 2]
         inner = [edge for edge in edges if edge[1] >= 2]
-        nodes = _loop(source, params, weights, outer, nodes, 0, inputs)
-        return _loop(source, params, weights, inner, nodes, 0) if inner else nodes
+        nodes = self._loop(params, weights, outer, 2, inputs, nodes, (0, 0))
+        return self._loop(params, weights, inner, 1, nodes, None, (0, -2)) if inner else nodes
+
+    def _loop(self, params, weights, edges, stride: int, states, nodes, shift: tuple[int, int]):
+        """Add edges (node, source) to the states, or where those have other shapes to the nodes.
+
+        `shift` makes rows of the arrays out of a node and a source.
+        """
+        options = self._options(stride)
+
+        def edge(arguments, x, shared):
+            picked, mixing = jax.tree.map(lambda a: a[None], arguments)
+            return mixed_edges(picked, x, mixing, own=self.own, shared=shared, **options)[0]
+
+        node_rows, source_rows = (np.array(edges) + shift).T.tolist()
+        plan = edge_loop.Plan(edge, functools.partial(shared_terms, **options),
+                              tuple(source_rows), tuple(node_rows), recursive=nodes is None)
+        rows = np.array([edge_index(*edge) for edge in edges])
+        arguments = (_pick(params, edges, stride), weights[rows])
+        return edge_loop.run(plan, arguments, states, nodes, recompute=self.remat)
 
 
 def _pick(params: PyTree, edges: list[tuple[int, int]], stride: int) -> PyTree:
@@ -239,40 +273,3 @@ def _pick(params: PyTree, edges: list[tuple[int, int]], stride: int) -> PyTree:
         else jax.tree.map(functools.partial(take, rows=skips), arrays) if skips else {}
         for name, arrays in params.items()
     }
-
-
-def _loop(source, params, weights, edges, states, offset: int, inputs=None):
-    """Add what each edge makes of its source to its node, one edge after the other.
-
-    Args:
-      source: (params [1, ...], x, weights [1, O], stride) -> [1, N, H, W, C].
-      params: [E, ...], of the whole cell.
-      weights: [E, O].
-      edges: (node, source), in the order of the loop.
-      states: [S, N, H, W, C]; node i is row i + offset, source j row j - 2 + offset.
-      offset: 2 where the cell's inputs are the first two states, else 0.
-      inputs: [2, N, 2 H, 2 W, C], read in place of the states and with stride 2.
-
-    Returns:
-      The states with the edges added.
-    """
-    stride = 1 if inputs is None else 2
-    rows = np.array([edge_index(*edge) for edge in edges])
-    nodes, sources = np.array(edges, np.int32).T
-    places = sources if inputs is not None else sources - 2 + offset
-
-    def add_edge(states, xs):
-        picked, mixing, node, place = xs
-        x = lax.dynamic_index_in_dim(states if inputs is None else inputs, place, keepdims=False)
-        arguments = jax.tree.map(lambda a: a[None], (picked, mixing))
-
-        def run(x, arguments):
-            return source(arguments[0], x, arguments[1], stride)[0]
-
-        # Always true, which XLA cannot know, and does not fuse across: else it would compute the
-        # edge inside the update of the states, by one core and element by element.
-        added = lax.cond(place >= 0, run, lambda *_: jnp.zeros_like(states[0]), x, arguments)
-        return states.at[node].add(added), None
-
-    xs = (_pick(params, edges, stride), weights[rows], nodes + offset, places)
-    return lax.scan(add_edge, states, xs)[0]

@@ -1,5 +1,7 @@
 """What base.SearchSpace promises, of every discrete space."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,8 +47,9 @@ SPACES = {
 }
 SILENT = ("nasbench101_released", "amoebanet")  # may return the parent, as published
 CELLS = ("darts", "nasnet", "amoebanet", "pnas", "enas_micro")
-every_space = pytest.mark.parametrize("label", SPACES)
-cell_spaces = pytest.mark.parametrize("label", CELLS)
+# The scope makes pytest run all tests of a space together, on one worker, which draws but once.
+every_space = pytest.mark.parametrize("label", SPACES, scope="module")
+cell_spaces = pytest.mark.parametrize("label", CELLS, scope="module")
 
 
 def draw(space, key):
@@ -58,12 +61,18 @@ def draw(space, key):
     return archs, jax.vmap(space.is_valid)(archs), jax.vmap(space.canonical)(archs)
 
 
+class Drawn(dict):
+    """Draws of 1,000 keys in one vmap, by label; made when first asked for."""
+
+    def __missing__(self, label):
+        keys = jax.random.split(jax.random.key(0), 1000)
+        self[label] = jax.jit(jax.vmap(functools.partial(draw, SPACES[label])))(keys)
+        return self[label]
+
+
 @pytest.fixture(scope="module")
 def drawn():
-    """Draws of 1,000 keys in one vmap, by label."""
-    keys = jax.random.split(jax.random.key(0), 1000)
-    return {label: jax.jit(jax.vmap(lambda key: draw(space, key)))(keys)
-            for label, space in SPACES.items()}
+    return Drawn()
 
 
 @every_space

@@ -1,0 +1,329 @@
+"""The edges of a cell as one loop, whose first and second derivatives are such loops too.
+
+A cell is a sequence of edges (node n, source j) in which a source is complete before it is read:
+
+    q_j  = share(x_j)                    once a source
+    x_n += edge(params_e, x_j, q_j)      once an edge
+
+So the array of all states *after* the loop holds what every edge read, and the same is true of
+their gradients in the loop back: nothing need be put on a stack, as JAX does where it
+differentiates a `scan`, and an edge is computed again where its derivative is wanted. Memory is
+that of the states. The loop back runs over the edges the other way round; the loop of the second
+derivative, which is the derivative of the loop back, the first way again. Third derivatives are
+JAX's.
+
+Derivatives to parameters that nobody asks for are not computed. Forward mode (`jax.jvp`) of a
+`custom_vjp` is refused by JAX: `recompute=False` leaves all derivatives to JAX.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxnas.base import PyTree
+
+
+class Plan(NamedTuple):
+    """What is looped over.
+
+    Attributes:
+      edge: (params of one edge, x, q) -> what is added to its node.
+      share: x -> q, a tree of arrays.
+      sources, nodes: rows of the states that each edge reads and adds to, in the order of the loop.
+      recursive: whether nodes are rows of the array that the edges read; else of another one.
+    """
+
+    edge: Callable[[PyTree, jax.Array, PyTree], jax.Array]
+    share: Callable[[jax.Array], PyTree]
+    sources: tuple[int, ...]
+    nodes: tuple[int, ...]
+    recursive: bool
+
+
+def run(
+    plan: Plan, params: PyTree, states: jax.Array, nodes: jax.Array | None, *, recompute: bool
+) -> jax.Array:
+    """Add every edge to its node.
+
+    Args:
+      plan: the edges, E of them.
+      params: [E, ...], in the order of the loop.
+      states: [S, ...], what the edges read; nodes among them begin as what is to be added to.
+      nodes: [M, ...], what they add to where `plan.recursive` is false, else None.
+      recompute: see above.
+
+    Returns:
+      The states, or the nodes, with the edges added.
+    """
+    walk = _recomputed if recompute else functools.partial(_forward, opaque=False)
+    (states, nodes), _ = walk(plan, params, states, nodes)
+    return states if plan.recursive else nodes
+
+
+# ---- three loops ---------------------------------------------------------------------------------
+
+
+def _forward(plan, params, states, nodes, opaque=True):
+    """Return (states, nodes) after the loop, and what is shared of each source."""
+    def body(carry, item):
+        (states, nodes), shared = carry
+        params, place = item
+        x = _take(states, place.source)
+        q = lax.cond(place.first, lambda x, _: plan.share(x), lambda _, q: q,
+                     x, _take(shared, place.source))
+        y = _apart(plan.edge, place)(params, x, q)
+        shared = _put(shared, place.source, q)
+        if plan.recursive:
+            return ((_add(states, place.node, y), None), shared), None
+        return ((states, _add(nodes, place.node, y)), shared), None
+
+    blank = jax.tree.map(lambda leaf: jnp.zeros((len(states), *leaf.shape), leaf.dtype),
+                         jax.eval_shape(plan.share, states[0]))
+    body = _opaque(body) if opaque else body
+    return lax.scan(body, ((states, nodes), blank), (params, _places(plan)))[0]
+
+
+def _backward(plan, wanted, params, states, shared, grads, shared_grads):
+    """Return gradients of the wanted leaves of params, and all (states, nodes), shared.
+
+    Args:
+      plan, params: as in `run`.
+      wanted: of each leaf of params, whether its gradient is returned.
+      states, shared: after the loop.
+      grads: (states, nodes), of what the loop returned.
+      shared_grads: of what it returned too.
+    """
+    def body(carry, item):
+        (grads, node_grads), shared_grads = carry
+        params, place = item
+        x, q = _take((states, shared), place.source)
+        g = _take(grads if plan.recursive else node_grads, place.node)
+        edge_back = _apart(functools.partial(_edge_back, plan, wanted), place)
+        params, x_grad, q_grad = edge_back(params, x, q, g)
+        shared_grads = _add(shared_grads, place.source, q_grad)
+        x_grad += lax.cond(place.first, functools.partial(_share_back, plan), lambda x, _: 0 * x,
+                           x, _take(shared_grads, place.source))
+        return ((_add(grads, place.source, x_grad), node_grads), shared_grads), params
+
+    carry, found = lax.scan(
+        _opaque(body), (grads, shared_grads), (params, _places(plan)), reverse=True)
+    return found, *carry
+
+
+def _second(plan, wanted, wanted_too, params, states, shared, grads, shared_grads, cotangents):
+    """Differentiate `_backward`.
+
+    Args:
+      plan, wanted, params, states, shared: as there.
+      wanted_too: of each leaf of params, whether its gradient is returned here.
+      grads, shared_grads: what it returned.
+      cotangents: of what it returned: of params, (states, nodes), shared.
+
+    Returns:
+      Gradients of the leaves of params, the states, shared, grads, shared_grads.
+    """
+    def body(carry, item):
+        (tangents, node_tangents), shared_tangents, state_grads, q_grads = carry
+        (params, tangent), place = item
+        x, q, q_grad = _take((states, shared, shared_grads), place.source)
+        g = _take(grads[0] if plan.recursive else grads[1], place.node)
+        x_tangent = _take(tangents, place.source)
+
+        def share_again(x, q_grad, x_tangent):
+            return jax.vjp(functools.partial(_share_back, plan), x, q_grad)[1](x_tangent)
+
+        def nothing(x, q_grad, _):
+            return jax.tree.map(jnp.zeros_like, (x, q_grad))
+
+        more = lax.cond(place.first, share_again, nothing, x, q_grad, x_tangent)
+        shared_tangents = _add(shared_tangents, place.source, more[1])
+
+        def edge_again(params, x, q, g, tangents):
+            leaves, tree = jax.tree.flatten(params)
+            kept, others = _split(leaves, wanted_too)
+
+            def back(kept, x, q, g):
+                joined = jax.tree.unflatten(tree, _join(kept, others, wanted_too))
+                return _edge_back(plan, wanted, joined, x, q, g)
+
+            return jax.vjp(back, kept, x, q, g)[1](tangents)
+
+        params, x_more, q_more, g_more = _apart(edge_again, place)(
+            params, x, q, g, (tangent, x_tangent, _take(shared_tangents, place.source)))
+        state_grads = _add(state_grads, place.source, more[0] + x_more)
+        q_grads = _add(q_grads, place.source, q_more)
+        if plan.recursive:
+            tangents = _add(tangents, place.node, g_more)
+        else:
+            node_tangents = _add(node_tangents, place.node, g_more)
+        return ((tangents, node_tangents), shared_tangents, state_grads, q_grads), params
+
+    tangent, state_tangents, shared_tangents = cotangents
+    blank = jax.tree.map(jnp.zeros_like, (states, shared))
+    (state_tangents, shared_tangents, state_grads, q_grads), found = lax.scan(
+        _opaque(body), (state_tangents, shared_tangents, *blank),
+        ((params, tangent), _places(plan)))
+    return found, state_grads, q_grads, state_tangents, shared_tangents
+
+
+def _edge_back(plan, wanted, params, x, q, g):
+    """Return the gradients of the wanted leaves of params, of x and of q."""
+    leaves, tree = jax.tree.flatten(params)
+    kept, others = _split(leaves, wanted)
+
+    def edge(kept, x, q):
+        return plan.edge(jax.tree.unflatten(tree, _join(kept, others, wanted)), x, q)
+
+    return jax.vjp(edge, kept, x, q)[1](g)
+
+
+def _share_back(plan, x, q_grad):
+    return jax.vjp(plan.share, x)[1](q_grad)[0]
+
+
+# ---- each the derivative of the one before -------------------------------------------------------
+
+
+@jax.tree_util.register_static
+class _Wanted(tuple):
+    """Which leaves have a gradient that somebody wants: no array, so that a trace depends on it."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recomputed(plan, params, states, nodes):
+    return _forward(plan, params, states, nodes)
+
+
+def _recomputed_forward(plan, params, states, nodes):
+    wanted = _Wanted(leaf.perturbed for leaf in jax.tree.leaves(params))
+    params, states, nodes = _values((params, states, nodes))
+    out = _forward(plan, params, states, nodes)
+    (states, _), shared = out
+    return out, (wanted, params, states, shared)
+
+
+def _recomputed_backward(plan, saved, grads):
+    wanted, params, states, shared = saved
+    grads, shared_grads = _filled(grads)
+    found, (state_grads, node_grads), _ = _backward_recomputed(
+        plan, wanted, params, states, shared, grads, shared_grads)
+    return _as_params(params, found, wanted), state_grads, node_grads
+
+
+_recomputed.defvjp(_recomputed_forward, _recomputed_backward, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _backward_recomputed(plan, wanted, params, states, shared, grads, shared_grads):
+    return _backward(plan, wanted, params, states, shared, grads, shared_grads)
+
+
+def _backward_forward(plan, wanted, params, *others):
+    wanted_too = _Wanted(leaf.perturbed for leaf in jax.tree.leaves(params))
+    params, states, shared, grads, shared_grads = _values((params, *others))
+    out = _backward(plan, wanted, params, states, shared, grads, shared_grads)
+    _, grads, shared_grads = out
+    return out, (wanted_too, params, states, shared, grads, shared_grads)
+
+
+def _backward_backward(plan, wanted, saved, cotangents):
+    wanted_too, params, states, shared, grads, shared_grads = saved
+    found, *others = _second(plan, wanted, wanted_too, params, states, shared, grads, shared_grads,
+                             _filled(cotangents))
+    return _as_params(params, found, wanted_too), *others
+
+
+_backward_recomputed.defvjp(_backward_forward, _backward_backward, symbolic_zeros=True)
+
+
+def _values(tree: PyTree) -> PyTree:
+    """Return the values of what a rule with symbolic zeros is given."""
+    def known(leaf: Any) -> bool:
+        return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
+
+    return jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=known)
+
+
+def _filled(tree: PyTree) -> PyTree:
+    """Make arrays of symbolic zeros."""
+    zero = jax.custom_derivatives.SymbolicZero
+
+    def fill(leaf: Any) -> jax.Array:
+        return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, zero) else leaf
+
+    return jax.tree.map(fill, tree, is_leaf=lambda leaf: isinstance(leaf, zero))
+
+
+def _as_params(params: PyTree, found: list[jax.Array], wanted: tuple[bool, ...]) -> PyTree:
+    """Put gradients in the place of the wanted leaves, and zeros in that of the others."""
+    leaves, tree = jax.tree.flatten(params)
+    _, others = _split(leaves, wanted)
+    return jax.tree.unflatten(tree, _join(found, [None] * len(others), wanted))
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    source: jax.Array  # [E] int32
+    node: jax.Array    # [E] int32
+    first: jax.Array   # [E] bool: no edge before it read this source
+
+
+def _places(plan: Plan) -> _Place:
+    first = [j not in plan.sources[:number] for number, j in enumerate(plan.sources)]
+    return _Place(jnp.array(plan.sources, np.int32), jnp.array(plan.nodes, np.int32),
+                  jnp.array(first))
+
+
+def _take(tree: PyTree, row: jax.Array) -> PyTree:
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), tree)
+
+
+def _put(tree: PyTree, row: jax.Array, values: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf, value: lax.dynamic_update_index_in_dim(leaf, value, row, 0),
+                        tree, values)
+
+
+def _add(tree: PyTree, row: jax.Array, values: PyTree) -> PyTree:
+    return _put(tree, row, jax.tree.map(jnp.add, _take(tree, row), values))
+
+
+def _apart(function: Callable, place: _Place) -> Callable:
+    """Keep XLA from fusing a function into what uses its results.
+
+    The condition is always true, which XLA cannot know, and does not fuse across: else it would
+    compute an edge inside the update of the states, by one core and element by element.
+    """
+    def call(*args: Any) -> Any:
+        def zeros(*args: Any) -> Any:
+            shapes = jax.eval_shape(function, *args)
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        return lax.cond(place.source >= 0, function, zeros, *args)
+
+    return call
+
+
+def _opaque(body: Callable) -> Callable:
+    """Keep JAX from moving the constants of a loop's body out of it.
+
+    It does where a loop around this one is differentiated, for every turn of this one: arrays of
+    zeros, as many as there are edges, are then written and read back.
+    """
+    return jax.checkpoint(body, prevent_cse=False)
+
+
+def _split(leaves: list, wanted: tuple[bool, ...]) -> tuple[list, list]:
+    kept = [leaf for leaf, want in zip(leaves, wanted) if want]
+    return kept, [leaf for leaf, want in zip(leaves, wanted) if not want]
+
+
+def _join(kept: list, others: list, wanted: tuple[bool, ...]) -> list:
+    first, second = iter(kept), iter(others)
+    return [next(first) if want else next(second) for want in wanted]

@@ -76,7 +76,8 @@ def _forward(plan, params, states, nodes, opaque=True):
         x = _take(states, place.source)
         q = lax.cond(place.first, lambda x, _: plan.share(x), lambda _, q: q,
                      x, _take(shared, place.source))
-        y = _apart(plan.edge, place)(params, x, q)
+        written = states if plan.recursive else nodes
+        y = _apart(plan.edge, place, written[0])(params, x, q)
         shared = _put(shared, place.source, q)
         if plan.recursive:
             return ((_add(states, place.node, y), None), shared), None
@@ -103,7 +104,8 @@ def _backward(plan, wanted, params, states, shared, grads, shared_grads):
         params, place = item
         x, q = _take((states, shared), place.source)
         g = _take(grads if plan.recursive else node_grads, place.node)
-        edge_back = _apart(functools.partial(_edge_back, plan, wanted), place)
+        kept, _ = _split(jax.tree.leaves(params), wanted)
+        edge_back = _apart(functools.partial(_edge_back, plan, wanted), place, (kept, x, q))
         params, x_grad, q_grad = edge_back(params, x, q, g)
         shared_grads = _add(shared_grads, place.source, q_grad)
         x_grad += lax.cond(place.first, functools.partial(_share_back, plan), lambda x, _: 0 * x,
@@ -153,7 +155,8 @@ def _second(plan, wanted, wanted_too, params, states, shared, grads, shared_grad
 
             return jax.vjp(back, kept, x, q, g)[1](tangents)
 
-        params, x_more, q_more, g_more = _apart(edge_again, place)(
+        kept, _ = _split(jax.tree.leaves(params), wanted_too)
+        params, x_more, q_more, g_more = _apart(edge_again, place, (kept, x, q, g))(
             params, x, q, g, (tangent, x_tangent, _take(shared_tangents, place.source)))
         state_grads = _add(state_grads, place.source, more[0] + x_more)
         q_grads = _add(q_grads, place.source, q_more)
@@ -294,18 +297,15 @@ def _add(tree: PyTree, row: jax.Array, values: PyTree) -> PyTree:
     return _put(tree, row, jax.tree.map(jnp.add, _take(tree, row), values))
 
 
-def _apart(function: Callable, place: _Place) -> Callable:
-    """Keep XLA from fusing a function into what uses its results.
+def _apart(function: Callable, place: _Place, like: PyTree) -> Callable:
+    """Keep XLA from fusing a function into what uses its results, arrays as those of `like`.
 
     The condition is always true, which XLA cannot know, and does not fuse across: else it would
     compute an edge inside the update of the states, by one core and element by element.
     """
     def call(*args: Any) -> Any:
-        def zeros(*args: Any) -> Any:
-            shapes = jax.eval_shape(function, *args)
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        return lax.cond(place.source >= 0, function, zeros, *args)
+        return lax.cond(place.source >= 0, function, lambda *_: jax.tree.map(jnp.zeros_like, like),
+                        *args)
 
     return call
 

@@ -22,8 +22,9 @@ help:
 search: $(STAMP)
 	@$(BIN)/python -m experiments.darts $(ARGS)
 
+# worksteal: each worker begins with half of the files, so that a file's fixtures are made once.
 test: $(STAMP)
-	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 $(ARGS)
+	@JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 faults: $(STAMP)
 	@JAX_PLATFORMS=cpu FAULTS_JSON="$${FAULTS_JSON:-runs/faults.json}" $(BIN)/python -m pytest \

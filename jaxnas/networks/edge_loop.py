@@ -263,10 +263,9 @@ def _filled(tree: PyTree) -> PyTree:
 
 
 def _as_params(params: PyTree, found: list[jax.Array], wanted: tuple[bool, ...]) -> PyTree:
-    """Put gradients in the place of the wanted leaves, and zeros in that of the others."""
-    leaves, tree = jax.tree.flatten(params)
-    _, others = _split(leaves, wanted)
-    return jax.tree.unflatten(tree, _join(found, [None] * len(others), wanted))
+    """Put gradients in the place of the wanted leaves, and None, a zero, in that of the others."""
+    return jax.tree.unflatten(jax.tree.structure(params),
+                              _join(found, [None] * len(wanted), wanted))
 
 
 # ---- rows ----------------------------------------------------------------------------------------

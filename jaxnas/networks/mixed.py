@@ -52,7 +52,7 @@ def shared_terms(
     axis_name: str | None = None,
     method: str = "shifts",
 ) -> dict[str, jax.Array]:
-    """Apply the operations without parameters to a source, for all edges that leave it.
+    """Pool a source, as all edges that leave it do alike: a pool has no parameters.
 
     Args:
       x, operations, stride, axis_name, method: as in `mixed_edges`.

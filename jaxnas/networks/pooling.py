@@ -28,8 +28,9 @@ def max_pool(x: jax.Array, stride: int, *, method: str = "shifts") -> jax.Array:
         fixed = lax.stop_gradient(x)
         first, second, third = _views(fixed, axis, stride, -jnp.inf)
         # where in its window the element stands; of equal ones the first
-        later = first < jnp.maximum(second, third)
-        place = later.astype(jnp.int8) + (later & (second < third)).astype(jnp.int8)
+        place = jnp.where(
+            first >= jnp.maximum(second, third), 0, jnp.where(second >= third, 1, 2)
+        ).astype(jnp.int8)
         take, _ = _selections(x.shape[axis], stride, axis, x.ndim)
         x = take(x, place)
     return x
@@ -85,8 +86,7 @@ def _selections(length: int, stride: int, axis: int, ndim: int):
         place = _spread(place, axis, length, stride, 3)  # 3: nowhere
         # What the window one before gave to its last element, and so on.
         given = zip(_views(grads, axis, 1, 0), _views(place, axis, 1, 3), (2, 1, 0))
-        return _sum([value * (where == wanted).astype(value.dtype)
-                     for value, where, wanted in given])
+        return _sum([jnp.where(where == wanted, value, 0) for value, where, wanted in given])
 
     def no_gradient(place: jax.Array) -> np.ndarray:
         return np.zeros(place.shape, jax.dtypes.float0)

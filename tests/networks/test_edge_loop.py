@@ -48,7 +48,7 @@ def plain(recursive, params, states, nodes):
     return jnp.stack(written)
 
 
-def total(walk, recursive, *args):
+def total(walk, *args):
     return jnp.sum(jnp.sin(walk(*args)) * jnp.arange(WIDTH))
 
 
@@ -62,7 +62,7 @@ def forms(recursive):
     """Return the loss by the loop with its own derivatives, by that with JAX's, and by Python."""
     loops = [functools.partial(edge_loop.run, plan(recursive), recompute=recompute)
              for recompute in (True, False)]
-    return [functools.partial(total, walk, recursive)
+    return [functools.partial(total, walk)
             for walk in (*loops, functools.partial(plain, recursive))]
 
 
@@ -103,8 +103,7 @@ def test_derivatives_of_some_parameters(wanted, again):
 
     def product(form, changed):
         def loss(leaf):
-            return form({**params, again: changed, wanted: leaf} if wanted != again
-                        else {**params, wanted: leaf}, states, None)
+            return form({**params, again: changed, wanted: leaf}, states, None)
 
         at = changed if wanted == again else params[wanted]
         return jnp.sum(jax.grad(loss)(at) ** 2)

@@ -13,6 +13,7 @@ share the load of the machine, and a ratio is the median over the turns. A table
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -79,15 +80,17 @@ PROGRAMS = {  # of each gradient; those that take no time to speak of too
 def ours(net, space, variables, alphas, train, valid, methods):
     """Return case -> call () -> (loss, gradient), and the programs."""
 
-    def loss_fn(variables, alphas, batch):
+    def loss_fn(variables, alphas, batch, net=net):
         images, labels = batch
         return training.cross_entropy(net.apply(variables, images, space.weights(alphas)), labels)
 
+    forward = functools.partial(loss_fn, net=net.clone(forward_mode=True))
     inner = optax.chain(
         optax.add_decayed_weights(WEIGHT_DECAY), optax.trace(MOMENTUM), optax.scale(-RATE))
     programs = Compiled()
     forms = {
-        gradient: bilevel(loss_fn, inner, optax.sgd(1.0), gradient=gradient, program=programs)
+        gradient: bilevel(loss_fn, inner, optax.sgd(1.0), gradient=gradient, program=programs,
+                          forward_loss_fn=forward if gradient == "hessian_vector" else None)
         for gradient in ("first_order", "hessian_vector", "finite_difference")}
     state = forms["first_order"].init(variables, alphas)
     calls = {

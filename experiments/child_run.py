@@ -164,7 +164,8 @@ class _Run:
                     "evaluation", **row, number=len(self.rows[group]))
                 self.rows[group].append(row)
             self.directory.metrics.write(
-                "step", phase="search", group=group, children=len(self.rows[group]),
+                "step", phase="search", group=group, stage=rows[-1]["stage"],
+                children=len(self.rows[group]),
                 **{name: float(value[0]) for name, value in history.info.items()})
             self.step += 1
             self._save()

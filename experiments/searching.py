@@ -118,7 +118,6 @@ def make_task(
     devices = parallel.global_devices(config.devices)
     axis_name = parallel.AXIS if len(devices) > 1 else None
     supernet = make_supernet(config, space, dataset)
-    apply = precision.mixed(supernet.apply, config.precision)
     steps_per_epoch = data.steps_per_epoch(len(splits.weights), config.batch_size)
     schedule = training.cosine_by_epoch(
         config.weights_lr, config.weights_lr_min, config.epochs, steps_per_epoch
@@ -133,14 +132,21 @@ def make_task(
     if before_alphas is not None:
         outer = optax.chain(before_alphas, outer)
 
-    def loss_fn(weights, alphas, batch):
-        logits = apply({"params": weights}, batch["images"], space.weights(alphas))
-        return training.cross_entropy(logits, batch["labels"])
+    def loss_of(network: Supernet):
+        apply = precision.mixed(network.apply, config.precision)
 
+        def loss_fn(weights, alphas, batch):
+            logits = apply({"params": weights}, batch["images"], space.weights(alphas))
+            return training.cross_entropy(logits, batch["labels"])
+
+        return loss_fn
+
+    products = config.gradient == "hessian_vector"
     optimizer = bilevel(
-        loss_fn, inner, outer, gradient=config.gradient, axis_name=axis_name,
+        loss_of(supernet), inner, outer, gradient=config.gradient, axis_name=axis_name,
         program=functools.partial(Recorded, programs, devices),
         reuse_gradient=config.gradient == "first_order" and config.share_programs,
+        forward_loss_fn=loss_of(supernet.clone(forward_mode=True)) if products else None,
     )
     key = random_key(config.seed)
 

@@ -1,5 +1,7 @@
 """A search step of the supernet on several devices equals the step on one."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,15 @@ def make(gradient, bn_axis, axis_name, program, space=SPACE):
         features=2, num_layers=3, num_classes=3, axis_name=bn_axis, scan_edges=True, remat=True
     )
 
-    def loss_fn(weights, alphas, batch):
+    def loss_fn(weights, alphas, batch, net=net):
         logits = net.apply(weights, batch["images"], space.weights(alphas))
         return training.cross_entropy(logits, batch["labels"])
 
+    forward = functools.partial(loss_fn, net=net.clone(forward_mode=True))
     return bilevel(
         loss_fn, training.sgd(0.05, clip_norm=0.5), training.adam(3e-3), gradient=gradient,
         axis_name=axis_name, program=program, reuse_gradient=gradient == "first_order",
+        forward_loss_fn=forward if gradient == "hessian_vector" else None,
     )
 
 

@@ -7,6 +7,7 @@ are no trouble: both sides give the gradient of a max pool to the first pixel, o
 """
 
 import contextlib
+import functools
 import json
 
 import jax
@@ -124,10 +125,11 @@ def test_gradients(space, dtype):
     variables, alphas = draw_supernet(space, net, rng, dtype)
     train, valid = batches(rng, dtype, 2)
 
-    def loss_fn(variables, alphas, batch):
+    def loss_fn(variables, alphas, batch, net=net):
         logits = net.apply(variables, batch[0], space.weights(alphas))
         return training.cross_entropy(logits, batch[1])
 
+    forward = functools.partial(loss_fn, net=net.clone(forward_mode=True))
     programs = {}  # shared by the two forms of second order: half the compilations
 
     def program(name, function):
@@ -135,7 +137,8 @@ def test_gradients(space, dtype):
 
     inner = optax.chain(optax.add_decayed_weights(DECAY), optax.trace(0.9), optax.scale(-RATE))
     forms = {
-        name: bilevel(loss_fn, inner, optax.sgd(1.0), gradient=name, program=program)
+        name: bilevel(loss_fn, inner, optax.sgd(1.0), gradient=name, program=program,
+                      forward_loss_fn=forward if name == "hessian_vector" else None)
         for name in ("hessian_vector", "finite_difference")}
     value, alphas_there = torch_darts.supernet_loss(other), torch.from_numpy(alphas)
     with precision(dtype):

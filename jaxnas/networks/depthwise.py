@@ -9,11 +9,12 @@ turn (a pad and a pass over memory a tap), so its derivatives are given: with
     kernel gradient w' = W(x, y')   w'[k] = sum_i x[s i + d k] y'[i]
 
 every derivative of F, X and W is again F, X or W, so reverse mode of any order stays within these
-three loops. Forward mode (`jax.jvp`) of a `custom_vjp` is refused by JAX: where it is wanted, take
-`method="conv"`, which is `lax.conv` and has every derivative.
+three loops. Forward mode (`jax.jvp`) of a `custom_vjp` is refused by JAX. `forward_mode=True` has one
+derivative in forward mode, and then those in reverse; `method="conv"`, which is `lax.conv`, has all.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ METHODS = ("shifts", "conv")
 
 
 def depthwise(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, method: str = "shifts"
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1, method: str = "shifts",
+    forward_mode: bool = False,
 ) -> jax.Array:
     """Convolve every channel with a kernel of its own, for `E` edges at once.
 
@@ -36,6 +38,7 @@ def depthwise(
       stride: 1 or more.
       dilation: 1 or more.
       method: "shifts" (fast on CPU) or "conv" (`lax.conv_general_dilated` with C groups).
+      forward_mode: of "shifts", see above.
 
     Returns:
       [E, N, ceil(H / stride), ceil(W / stride), C], of x's dtype.
@@ -53,7 +56,18 @@ def depthwise(
     if method == "conv":
         return _grouped_convolution(x, kernel, stride, dilation)
     forward, _, _ = _bilinear_maps(size, stride, dilation, x.shape[2:4], x.shape[0] != edges)
-    return forward(x, kernel)
+    return _forward_first(forward, x, kernel) if forward_mode else forward(x, kernel)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _forward_first(function: Callable, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return function(x, kernel)
+
+
+@_forward_first.defjvp
+def _along(function, primals, tangents):
+    (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+    return function(x, kernel), function(x_tangent, kernel) + function(x, kernel_tangent)
 
 
 def _grouped_convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:

@@ -51,16 +51,18 @@ def shared_terms(
     stride: int,
     axis_name: str | None = None,
     method: str = "shifts",
+    forward_mode: bool = False,
 ) -> dict[str, jax.Array]:
     """Pool a source, as all edges that leave it do alike: a pool has no parameters.
 
     Args:
-      x, operations, stride, axis_name, method: as in `mixed_edges`.
+      x, operations, stride, axis_name, method, forward_mode: as in `mixed_edges`.
 
     Returns:
       Pool -> [N, H / stride, W / stride, C], normalised.
     """
-    return {name: primitives.normalize(pool(x, stride, method=method), axis_name=axis_name)
+    options = {"method": method, "forward_mode": forward_mode}
+    return {name: primitives.normalize(pool(x, stride, **options), axis_name=axis_name)
             for name, pool in POOLS.items() if name in operations}
 
 
@@ -73,6 +75,7 @@ def mixed_edges(
     stride: int,
     axis_name: str | None = None,
     method: str = "shifts",
+    forward_mode: bool = False,
     own: OwnOperations = (),
     shared: dict[str, jax.Array] | None = None,
 ) -> jax.Array:
@@ -85,7 +88,7 @@ def mixed_edges(
       operations: the O names, in the order of the columns.
       stride: 1, or 2 (input of a reduction cell).
       axis_name: of synchronised batch statistics, or None.
-      method: of `depthwise`.
+      method, forward_mode: of `depthwise`; in forward mode an own operation is given "conv".
       own: operations among them that are not the library's.
       shared: `shared_terms` of x, if they are known.
 
@@ -98,7 +101,7 @@ def mixed_edges(
     weights = weights.astype(jnp.promote_types(x.dtype, jnp.float32))  # their gradients are sums
     if shared is None:
         shared = shared_terms(x, operations=operations, stride=stride, axis_name=axis_name,
-                              method=method)
+                              method=method, forward_mode=forward_mode)
 
     def column(name: str) -> jax.Array:
         return weights[:, operations.index(name)][:, None, None, None, None]
@@ -106,7 +109,8 @@ def mixed_edges(
     def block(name: str, inputs: jax.Array, number: int, stride: int) -> jax.Array:
         _, dilation, _ = CONVOLUTIONS[name]
         kernel, mixing = (params[name][f"{kind}_{number}"] for kind in ("depthwise", "pointwise"))
-        filtered = depthwise(inputs, kernel, stride=stride, dilation=dilation, method=method)
+        filtered = depthwise(inputs, kernel, stride=stride, dilation=dilation, method=method,
+                             forward_mode=forward_mode)
         return normalize(primitives.pointwise(filtered, mixing))
 
     terms = [column(name) * value[None] for name, value in shared.items()]
@@ -124,7 +128,7 @@ def mixed_edges(
             terms.append(column(name) * value)
     for name, kind in dict(own).items():
         value = apply_edges(params[name], kind, x, stride=stride, axis_name=axis_name,
-                            method=method)
+                            method="conv" if forward_mode else method)
         terms.append(column(name) * value)
     if not terms:
         raise ValueError(f"operations must hold more than 'none', got {operations}.")
@@ -147,7 +151,9 @@ class MixedCell(nn.Module):
         a fraction of the time.
       remat: recompute the operations of an edge (or source) in the backward pass instead of keeping
         them: in the loop they would be copied to a stack and back, which costs more. The loop's
-        derivatives are then those of `edge_loop`, in reverse mode; without, JAX's.
+        derivatives are then those of `edge_loop`; without, JAX's.
+      forward_mode: the loops' derivatives may be taken once in forward mode and then in reverse,
+        and no longer in reverse alone; for products of second derivatives.
       axis_name, method, own: as in `mixed_edges`; the parameters of an own operation are
         `own_{operation}`, a dictionary of [E, ...].
     """
@@ -158,6 +164,7 @@ class MixedCell(nn.Module):
     reduction: bool = False
     scan_edges: bool = False
     remat: bool = False
+    forward_mode: bool = False
     axis_name: str | None = None
     method: str = "shifts"
     own: OwnOperations = ()
@@ -199,7 +206,7 @@ class MixedCell(nn.Module):
 
     def _options(self, stride: int) -> dict:
         return {"operations": self.operations, "stride": stride, "axis_name": self.axis_name,
-                "method": self.method}
+                "method": self.method, "forward_mode": self.forward_mode}
 
     def _unroll(self, params, inputs, weights):
         """Run the sources one after the other, each for all its destinations."""
@@ -250,7 +257,8 @@ class MixedCell(nn.Module):
                               tuple(source_rows), tuple(node_rows), recursive=nodes is None)
         rows = np.array([edge_index(*edge) for edge in edges])
         arguments = (_pick(params, edges, stride), weights[rows])
-        return edge_loop.run(plan, arguments, states, nodes, recompute=self.remat)
+        return edge_loop.run(plan, arguments, states, nodes, recompute=self.remat,
+                             forward_mode=self.forward_mode)
 
 
 def _pick(params: PyTree, edges: list[tuple[int, int]], stride: int) -> PyTree:

@@ -7,10 +7,12 @@ than separate loops. Here the gradient is, as the pool itself, a sum of views of
 
 An average is linear, a maximum is linear once it is known which element it takes. A linear map and
 its transpose are each other's derivative, so reverse mode of any order stays inside them. Forward
-mode of a `custom_vjp` is refused by JAX: `method="conv"` is `primitives`' form, which has it.
+mode of a `custom_vjp` is refused by JAX: `forward_mode=True` has one derivative in forward mode, and
+then those in reverse; `method="conv"` is `primitives`' form, which has all.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,9 @@ from jax import lax
 from jaxnas.networks import primitives
 
 
-def max_pool(x: jax.Array, stride: int, *, method: str = "shifts") -> jax.Array:
+def max_pool(
+    x: jax.Array, stride: int, *, method: str = "shifts", forward_mode: bool = False
+) -> jax.Array:
     """Pool as `primitives.max_pool` does, ties included: [..., H, W, C] -> [..., H', W', C]."""
     if method != "shifts":
         return primitives.max_pool(x, stride)
@@ -32,18 +36,32 @@ def max_pool(x: jax.Array, stride: int, *, method: str = "shifts") -> jax.Array:
             first >= jnp.maximum(second, third), 0, jnp.where(second >= third, 1, 2)
         ).astype(jnp.int8)
         take, _ = _selections(x.shape[axis], stride, axis, x.ndim)
-        x = take(x, place)
+        x = _forward_first(take, x, place) if forward_mode else take(x, place)
     return x
 
 
-def avg_pool(x: jax.Array, stride: int, *, method: str = "shifts") -> jax.Array:
+def avg_pool(
+    x: jax.Array, stride: int, *, method: str = "shifts", forward_mode: bool = False
+) -> jax.Array:
     """Pool as `primitives.avg_pool` does: [..., H, W, C] -> [..., H', W', C]."""
     if method != "shifts":
         return primitives.avg_pool(x, stride)
     for axis in (x.ndim - 2, x.ndim - 3):
         average, _ = _averages(x.shape[axis], stride, axis, x.ndim)
-        x = average(x)
+        x = _forward_first(average, x) if forward_mode else average(x)
     return x
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _forward_first(function: Callable, x: jax.Array, *others: jax.Array) -> jax.Array:
+    """Call a function that is linear in x and does not depend smoothly on the others."""
+    return function(x, *others)
+
+
+@_forward_first.defjvp
+def _along(function, primals, tangents):
+    _, *others = primals
+    return function(*primals), function(tangents[0], *others)
 
 
 def _views(x: jax.Array, axis: int, stride: int, fill: float) -> list[jax.Array]:

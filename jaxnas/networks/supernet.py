@@ -76,7 +76,7 @@ class Supernet(nn.Module):
       stem_multiplier: channels of the stem are this times C.
       scan_cells: loop over the normal cells of a stage, which makes the program's size and its
         compile time independent of the depth. False unrolls the loop; parameters stay the same.
-      scan_edges, remat, method: as in `MixedCell`.
+      scan_edges, remat, forward_mode, method: as in `MixedCell`.
       axis_name: mapped axis over which batch statistics are synchronised; None is per replica.
       own: operations among them that are not the library's, see `own_operations`.
 
@@ -93,6 +93,7 @@ class Supernet(nn.Module):
     scan_cells: bool = True
     scan_edges: bool = True
     remat: bool = False
+    forward_mode: bool = False
     method: str = "shifts"
     axis_name: str | None = None
     own: OwnOperations = ()
@@ -147,6 +148,7 @@ class Supernet(nn.Module):
             "reduction": reduction,
             "scan_edges": self.scan_edges,
             "remat": self.remat,
+            "forward_mode": self.forward_mode,
             "axis_name": self.axis_name,
             "method": self.method,
             "own": self.own,

@@ -111,6 +111,43 @@ def test_derivatives_of_some_parameters(wanted, again):
     same([jax.grad(functools.partial(product, form)) for form in forms(True)], params[again])
 
 
+@pytest.mark.parametrize("recursive", [True, False])
+@pytest.mark.parametrize("moved", ["matrix", "all"])
+def test_gradient_of_the_derivative_along_a_direction(recursive, moved):
+    """Forward, then reverse, against Python's loop the same way and reverse twice."""
+    args = arguments(recursive)
+    places_moved = (0,) if moved == "matrix" else places(recursive)
+
+    def change(args, moved_args):
+        if moved == "matrix":
+            return ({**args[0], **moved_args[0]}, *args[1:])
+        return (*moved_args, *args[len(moved_args):])
+
+    start = [{"matrix": args[0]["matrix"]}] if moved == "matrix" else [args[i] for i in places_moved]
+    along = jax.tree.map(lambda leaf: jnp.cos(3 * leaf), start)
+
+    def forward(form, *args):
+        return jax.jvp(lambda *moved_args: form(*change(args, moved_args)), start, along)[1]
+
+    def twice(form, *args):
+        grads = jax.grad(lambda moved_args: form(*change(args, moved_args)))(start)
+        return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(along)))
+
+    loop = functools.partial(total, functools.partial(
+        edge_loop.run, plan(recursive), recompute=True, forward_mode=True))
+    own, _, python = forms(recursive)
+    functions = [functools.partial(forward, loop), functools.partial(forward, python),
+                 functools.partial(twice, own)]
+    same(functions, *args)
+    if moved == "matrix":  # `start` is a constant: what else there is
+        def others(function):
+            def of(weight, *rest):
+                return function({**args[0], "weight": weight}, *rest)
+            return jax.grad(of, places(recursive))
+
+        same([others(function) for function in functions], args[0]["weight"], *args[1:])
+
+
 @pytest.mark.slow  # 15 s, and of no use to a search
 def test_the_third_derivative_under_vmap():
     params, states, _ = arguments(True)

@@ -126,8 +126,11 @@ def test_exact_forms_agree(name):
     weights, alphas, train, valid = problem(1)
     make = functools.partial(bilevel, smooth_loss, INNERS[name](), optax.adam(0.1))
     unrolled, product = make(gradient="unrolled"), make(gradient="hessian_vector")
+    forward = make(gradient="hessian_vector", forward_loss_fn=smooth_loss)
     state = warm_state(unrolled, weights, alphas, train, valid)
     one, other = (m.gradient(state, train, valid)[1] for m in (unrolled, product))
+    chex.assert_trees_all_close(one, other, rtol=1e-10, atol=1e-13)
+    other = forward.gradient(state, train, valid)[1]
     chex.assert_trees_all_close(one, other, rtol=1e-10, atol=1e-13)
     remat = make(gradient="unrolled", remat=True).gradient(state, train, valid)[1]
     chex.assert_trees_all_close(one, remat, rtol=1e-12, atol=1e-14)
@@ -312,6 +315,7 @@ def test_devices_equal_one(gradient):
         ({"gradient": "first_order", "virtual": optax.sgd(0.1)}, "virtual"),
         ({"gradient": "first_order", "remat": True}, "remat"),
         ({"reuse_gradient": True}, "reuse_gradient"),
+        ({"forward_loss_fn": smooth_loss}, "forward_loss_fn"),
     ],
 )
 def test_errors_when_built(options, words):

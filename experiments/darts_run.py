@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, retraining, searching
-from jaxnas import distributed, genotypes, leaves, parallel, reporting
+from jaxnas import costs, distributed, genotypes, leaves, parallel, reporting
 
 PUBLISHED = {"cifar10": reporting.Published(97.24, 0.09, "DARTS (second order), table 1")}
 
@@ -143,7 +143,7 @@ class Run:
         key = jax.random.fold_in(searching.random_key(self.config.seed), 2)
         if self.bound is None:
             keys = jax.random.split(key, self.config.num_seeds)
-            random = np.asarray(jax.vmap(self.space.sample)(keys))
+            random = np.asarray(jax.jit(jax.vmap(self.space.sample))(keys))
         else:
             random = self.bound.random(key, self.config.num_seeds)
             if self.bound.is_derived(self.state["derived"]):
@@ -231,11 +231,7 @@ class Run:
             layers=self.config.retrain_layers, num_classes=self.dataset.num_classes,
             auxiliary=False,
         )
-        image = jnp.zeros((2, *self.dataset.image_shape))
-        shapes = jax.eval_shape(
-            lambda key: network.init(key, image, train=False), jax.random.key(0)
-        )
-        return float(sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])))
+        return float(costs.cost(network, self.dataset.image_shape).parameters)
 
     def _draw(self, path: Path, genotype, found, random) -> None:
         reporting.draw_genotype(genotype, path / "cell", f"DARTS on {self.dataset.name}")

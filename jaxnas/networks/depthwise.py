@@ -9,8 +9,9 @@ turn (a pad and a pass over memory a tap), so its derivatives are given: with
     kernel gradient w' = W(x, y')   w'[k] = sum_i x[s i + d k] y'[i]
 
 every derivative of F, X and W is again F, X or W, so reverse mode of any order stays within these
-three loops. Forward mode (`jax.jvp`) of a `custom_vjp` is refused by JAX. `forward_mode=True` has one
-derivative in forward mode, and then those in reverse; `method="conv"`, which is `lax.conv`, has all.
+three loops. Forward mode (`jax.jvp`) of a `custom_vjp` is refused by JAX. `forward_mode=True` has
+one derivative in forward mode, and then those in reverse; `method="conv"`, which is `lax.conv`, has
+all.
 """
 
 import functools

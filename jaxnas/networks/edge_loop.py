@@ -67,7 +67,7 @@ def run(
     Returns:
       The states, or the nodes, with the edges added.
     """
-    walk = functools.partial(_forward, opaque=False)
+    walk: Callable = functools.partial(_forward, opaque=False)
     if recompute:
         walk = _forward_first if forward_mode else _recomputed
     (states, nodes), _ = walk(plan, params, states, nodes)

@@ -7,8 +7,8 @@ than separate loops. Here the gradient is, as the pool itself, a sum of views of
 
 An average is linear, a maximum is linear once it is known which element it takes. A linear map and
 its transpose are each other's derivative, so reverse mode of any order stays inside them. Forward
-mode of a `custom_vjp` is refused by JAX: `forward_mode=True` has one derivative in forward mode, and
-then those in reverse; `method="conv"` is `primitives`' form, which has all.
+mode of a `custom_vjp` is refused by JAX: `forward_mode=True` has one derivative in forward mode,
+and then those in reverse; `method="conv"` is `primitives`' form, which has all.
 """
 
 import functools

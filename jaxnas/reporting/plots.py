@@ -68,6 +68,7 @@ def save_figure(figure: "Figure", stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
     figure.savefig(paths[0], format="svg", metadata={"Date": None})
+    figure.set_layout_engine("none")  # the layout stays, and is not computed again
     figure.savefig(paths[1], format="png", dpi=150)
     return paths
 

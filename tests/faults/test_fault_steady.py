@@ -56,7 +56,8 @@ def test_no_searcher_compiles_after_its_first_steps(name, compilations, gate):
 EXPERIMENTS = {
     "DARTS": (darts, ("--epochs", 2)), "ENAS": (enas, ("--epochs", 4)),
     "retraining": (retrain, ("--retrain-epochs", 3)),
-    "children": (nasrl, ("--evaluations", 12)), "Bayesian, table": (bayesian_optimization, ("--block", 2)),
+    "children": (nasrl, ("--evaluations", 12)),
+    "Bayesian, table": (bayesian_optimization, ("--block", 2)),
     "PNAS, table": (pnas_table, ("--block", 2)), "fronts, table": (pareto, ("--block", 5)),
 }
 

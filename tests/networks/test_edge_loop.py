@@ -116,14 +116,14 @@ def test_derivatives_of_some_parameters(wanted, again):
 def test_gradient_of_the_derivative_along_a_direction(recursive, moved):
     """Forward, then reverse, against Python's loop the same way and reverse twice."""
     args = arguments(recursive)
-    places_moved = (0,) if moved == "matrix" else places(recursive)
 
     def change(args, moved_args):
         if moved == "matrix":
             return ({**args[0], **moved_args[0]}, *args[1:])
         return (*moved_args, *args[len(moved_args):])
 
-    start = [{"matrix": args[0]["matrix"]}] if moved == "matrix" else [args[i] for i in places_moved]
+    start = ([{"matrix": args[0]["matrix"]}] if moved == "matrix"
+             else [args[i] for i in places(recursive)])
     along = jax.tree.map(lambda leaf: jnp.cos(3 * leaf), start)
 
     def forward(form, *args):

@@ -88,10 +88,10 @@ def ours(net, space, variables, alphas, train, valid, methods):
     inner = optax.chain(
         optax.add_decayed_weights(WEIGHT_DECAY), optax.trace(MOMENTUM), optax.scale(-RATE))
     programs = Compiled()
-    forms = {
+    forms = {  # that with `forward_loss_fn` first: programs of a name are shared
         gradient: bilevel(loss_fn, inner, optax.sgd(1.0), gradient=gradient, program=programs,
                           forward_loss_fn=forward if gradient == "hessian_vector" else None)
-        for gradient in ("first_order", "hessian_vector", "finite_difference")}
+        for gradient in ("hessian_vector", "first_order", "finite_difference")}
     state = forms["first_order"].init(variables, alphas)
     calls = {
         Case("jaxnas", "weights", ""):

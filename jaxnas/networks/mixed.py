@@ -114,7 +114,7 @@ def mixed_edges(
         kernel, mixing = (params[name][f"{kind}_{number}"] for kind in ("depthwise", "pointwise"))
         convolve: Callable = functools.partial(
             depthwise, stride=stride, dilation=dilation, method=method, forward_mode=forward_mode)
-        if looped and number == 0:
+        if looped and forward_mode and number == 0:
             convolve = functools.partial(_apart, convolve)
         return normalize(primitives.pointwise(convolve(inputs, kernel), mixing))
 
@@ -143,9 +143,9 @@ def mixed_edges(
 def _apart(function: Callable, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Keep XLA from fusing the gradients of a function into what uses them.
 
-    All gradients to one x would become one kernel, which its CPU backend does not vectorise: 15
-    instead of 2 ms where there are tangents too. As in `edge_loop`, the condition is always true,
-    which XLA does not find out.
+    With tangents, all gradients to one x would become one kernel, which its CPU backend does not
+    vectorise (15 instead of 2 ms); without, they are few enough. As in `edge_loop`, the condition
+    is always true, which XLA does not find out.
     """
     value = kernel.ravel()[0]
     shape = jax.eval_shape(function, x, kernel)

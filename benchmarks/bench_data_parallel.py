@@ -13,6 +13,7 @@ them there is one all-reduce of the gradients.
 from __future__ import annotations
 
 import argparse
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def programs(options, count: int, batch: int, synchronised: bool):
     image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     weights = jax.jit(lambda key: net.clone(axis_name=None).lazy_init(key, image, alphas))(key)
 
-    def loss_fn(weights, alphas, batch):
+    def loss_fn(weights, alphas, batch, net=net):
         logits = net.apply(weights, batch[0], space.weights(alphas))
         return training.cross_entropy(logits, batch[1])
 
@@ -58,7 +59,9 @@ def programs(options, count: int, batch: int, synchronised: bool):
             return function(*args)
         return call
 
+    forward = functools.partial(loss_fn, net=net.clone(forward_mode=True))
     form = bilevel(loss_fn, optax.sgd(0.025), optax.sgd(1.0), gradient=options.gradient,
+                   forward_loss_fn=forward if options.gradient == "hessian_vector" else None,
                    axis_name=parallel.AXIS, program=program)
     state, shards = form.init(weights, alphas), (images, labels)
     batches = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shards)

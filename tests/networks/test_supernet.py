@@ -186,6 +186,37 @@ def test_second_order_equals_differences_of_the_first(operations, remat):
         np.testing.assert_allclose(product(alphas), want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("reduction, form", [
+    (True, {"scan_edges": True, "remat": True}),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        (False, {"scan_edges": True, "remat": True}), (True, {"scan_edges": True}),
+        (True, {"remat": True}), (True, {}), (False, {})))])
+def test_forward_mode_then_reverse_equals_reverse_twice(reduction, form):
+    operations = ("skip_connect", "max_pool_3x3", "sep_conv_3x3")
+    with jax.enable_x64(True):
+        cell = MixedCell(2, operations, num_nodes=2, reduction=reduction)
+        keys = jax.random.split(jax.random.key(5), 4)
+        inputs = [jax.random.normal(key, (2, 8, 8, 2)) for key in keys[:2]]
+        mixing = jax.nn.softmax(jax.random.normal(keys[2], (5, len(operations))))
+        params = jax.tree.map(lambda a: a.astype(jnp.float64), cell.init(keys[3], *inputs, mixing))
+        along = jax.tree.map(jnp.cos, params)
+
+        def loss(cell, params, mixing):
+            return jnp.sum(jnp.sin(cell.apply(params, *inputs, mixing)))
+
+        def forward(mixing):
+            changed = cell.clone(forward_mode=True, **form)
+            return jax.jvp(lambda p: loss(changed, p, mixing), (params,), (along,))[1]
+
+        def reverse(mixing):
+            grads = jax.grad(lambda p: loss(cell, p, mixing))(params)
+            return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, along)))
+
+        found, wanted = (jax.jit(jax.value_and_grad(f))(mixing) for f in (forward, reverse))
+        np.testing.assert_allclose(found[0], wanted[0], rtol=1e-10)
+        np.testing.assert_allclose(found[1], wanted[1], rtol=1e-9, atol=1e-11)
+
+
 def test_depth_does_not_grow_the_program():
     def lines(num_layers):
         net = Supernet(FEW, features=2, num_layers=num_layers)

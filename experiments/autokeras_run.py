@@ -200,8 +200,7 @@ class Run:
         def on_epoch(epoch: retraining.Epoch) -> None:
             self.step += 1
             self.state["clock"]["retrain"] += epoch.seconds
-            if epoch.last or config.retrain_epochs > 50:
-                self._save()
+            self._save()
 
         return retraining.train_all(
             self.trainer, runs, self.state,

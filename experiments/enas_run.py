@@ -151,8 +151,7 @@ class Run:
         def on_epoch(epoch: retraining.Epoch) -> None:
             self.step += 1
             self.state["clock"][1] += epoch.seconds
-            if epoch.last or config.retrain_epochs > 50:
-                self.directory.save(self.step, self.state)
+            self.directory.save(self.step, self.state)
 
         return retraining.train_all(
             self.trainer, runs, self.state,

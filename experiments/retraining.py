@@ -152,7 +152,6 @@ class Epoch(NamedTuple):
 
     seconds: float
     steps: int      # 0: left out, the network had diverged
-    last: bool      # of its network, which has been tested
 
 
 def train_all(
@@ -210,7 +209,7 @@ def train_all(
                     test_accuracy=accuracy, test_loss=None if failed else test_loss,
                     fitness=None if failed else accuracy, failed=failed, budget=epochs,
                     budget_unit="epochs", **facts)
-            on_epoch(Epoch(time.perf_counter() - start, steps, last))
+            on_epoch(Epoch(time.perf_counter() - start, steps))
             bar.advance(1, f"{run.group} {run.seed} {text}")
     return True
 

@@ -186,11 +186,10 @@ def test_second_order_equals_differences_of_the_first(operations, remat):
         np.testing.assert_allclose(product(alphas), want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.slow  # 20 s each; test_edge_loop.py has the loop alone
 @pytest.mark.parametrize("reduction, form", [
-    (True, {"scan_edges": True, "remat": True}),
-    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
-        (False, {"scan_edges": True, "remat": True}), (True, {"scan_edges": True}),
-        (True, {"remat": True}), (True, {}), (False, {})))])
+    (True, {"scan_edges": True, "remat": True}), (False, {"scan_edges": True, "remat": True}),
+    (True, {"scan_edges": True}), (True, {"remat": True}), (True, {}), (False, {})])
 def test_forward_mode_then_reverse_equals_reverse_twice(reduction, form):
     operations = ("skip_connect", "max_pool_3x3", "sep_conv_3x3")
     with jax.enable_x64(True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -140,15 +141,18 @@ class Run:
         """Return [2 * num_seeds, L]: the found arch for every seed, then the random ones."""
         alphas = self._one(self.state["search"].alphas)
         found = np.asarray(self.space.discretize(alphas, selection=self.config.selection))
+        if self.bound is not None and self.bound.is_derived(self.state["derived"]):
+            found = self.state["derived"].arch
+        return np.concatenate([np.stack([found] * self.config.num_seeds), self.random])
+
+    @functools.cached_property
+    def random(self) -> np.ndarray:
+        """[num_seeds, L], the random archs."""
         key = jax.random.fold_in(searching.random_key(self.config.seed), 2)
-        if self.bound is None:
-            keys = jax.random.split(key, self.config.num_seeds)
-            random = np.asarray(jax.jit(jax.vmap(self.space.sample))(keys))
-        else:
-            random = self.bound.random(key, self.config.num_seeds)
-            if self.bound.is_derived(self.state["derived"]):
-                found = self.state["derived"].arch
-        return np.concatenate([np.stack([found] * self.config.num_seeds), random])
+        if self.bound is not None:
+            return self.bound.random(key, self.config.num_seeds)
+        keys = jax.random.split(key, self.config.num_seeds)
+        return np.asarray(jax.jit(jax.vmap(self.space.sample))(keys))
 
     def _retrain(self) -> bool:
         config = self.config

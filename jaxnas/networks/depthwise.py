@@ -15,11 +15,12 @@ all.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxnas.networks import primitives
 
 METHODS = ("shifts", "conv")
 
@@ -57,18 +58,7 @@ def depthwise(
     if method == "conv":
         return _grouped_convolution(x, kernel, stride, dilation)
     forward, _, _ = _bilinear_maps(size, stride, dilation, x.shape[2:4], x.shape[0] != edges)
-    return _forward_first(forward, x, kernel) if forward_mode else forward(x, kernel)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _forward_first(function: Callable, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return function(x, kernel)
-
-
-@_forward_first.defjvp
-def _along(function, primals, tangents):
-    (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
-    return function(x, kernel), function(x_tangent, kernel) + function(x, kernel_tangent)
+    return primitives.forward_first(forward, x, kernel) if forward_mode else forward(x, kernel)
 
 
 def _grouped_convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:

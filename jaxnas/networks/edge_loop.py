@@ -353,14 +353,20 @@ def _add(tree: PyTree, row: jax.Array, values: PyTree) -> PyTree:
 
 
 def _apart(function: Callable, place: _Place, like: PyTree) -> Callable:
-    """Keep XLA from fusing a function into what uses its results, arrays as those of `like`.
+    # else XLA would compute an edge inside the update of the states, by one core, not vectorised
+    return apart(function, place.source >= 0, like)
 
-    The condition is always true, which XLA cannot know, and does not fuse across: else it would
-    compute an edge inside the update of the states, by one core and element by element.
+
+def apart(function: Callable, true: jax.Array, like: PyTree) -> Callable:
+    """Keep XLA from fusing a function, or its gradients, into what uses the results.
+
+    Args:
+      function: of arrays.
+      true: [] bool, always true, which XLA cannot know; it does not fuse across a condition.
+      like: arrays, or their shapes, as the function returns them.
     """
     def call(*args: Any) -> Any:
-        return lax.cond(place.source >= 0, function, lambda *_: jax.tree.map(jnp.zeros_like, like),
-                        *args)
+        return lax.cond(true, function, lambda *_: jax.tree.map(jnp.zeros_like, like), *args)
 
     return call
 

@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxnas.base import PyTree
 from jaxnas.networks import edge_loop, pooling, primitives
@@ -144,13 +143,11 @@ def _apart(function: Callable, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Keep XLA from fusing the gradients of a function into what uses them.
 
     With tangents, all gradients to one x would become one kernel, which its CPU backend does not
-    vectorise (15 instead of 2 ms); without, they are few enough. As in `edge_loop`, the condition
-    is always true, which XLA does not find out.
+    vectorise (15 instead of 2 ms); without, they are few enough.
     """
     value = kernel.ravel()[0]
-    shape = jax.eval_shape(function, x, kernel)
-    return lax.cond((value == value) | (value != value), function,
-                    lambda *_: jnp.zeros(shape.shape, shape.dtype), x, kernel)
+    true = (value == value) | (value != value)
+    return edge_loop.apart(function, true, jax.eval_shape(function, x, kernel))(x, kernel)
 
 
 class MixedCell(nn.Module):

@@ -12,7 +12,6 @@ and then those in reverse; `method="conv"` is `primitives`' form, which has all.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ def max_pool(
             first >= jnp.maximum(second, third), 0, jnp.where(second >= third, 1, 2)
         ).astype(jnp.int8)
         take, _ = _selections(x.shape[axis], stride, axis, x.ndim)
-        x = _forward_first(take, x, place) if forward_mode else take(x, place)
+        x = primitives.forward_first(take, x, place) if forward_mode else take(x, place)
     return x
 
 
@@ -48,20 +47,8 @@ def avg_pool(
         return primitives.avg_pool(x, stride)
     for axis in (x.ndim - 2, x.ndim - 3):
         average, _ = _averages(x.shape[axis], stride, axis, x.ndim)
-        x = _forward_first(average, x) if forward_mode else average(x)
+        x = primitives.forward_first(average, x) if forward_mode else average(x)
     return x
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _forward_first(function: Callable, x: jax.Array, *others: jax.Array) -> jax.Array:
-    """Call a function that is linear in x and does not depend smoothly on the others."""
-    return function(x, *others)
-
-
-@_forward_first.defjvp
-def _along(function, primals, tangents):
-    _, *others = primals
-    return function(*primals), function(tangents[0], *others)
 
 
 def _views(x: jax.Array, axis: int, stride: int, fill: float) -> list[jax.Array]:

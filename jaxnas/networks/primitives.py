@@ -4,13 +4,34 @@ They use only dots, shifts and elementwise code: on CPU the gradients of `lax.co
 `lax.scan` are some 40 times slower than outside, and all our loops are scans.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 EPSILON = 1e-5  # of every batch normalisation in the DARTS family
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def forward_first(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Call a function of reverse mode, to be differentiated once in forward mode before that.
+
+    A `custom_vjp` has no forward mode in JAX; along tangents this is calls of the function again.
+
+    Args:
+      function: linear in each of the arrays, those of integers aside.
+      *arrays: its arguments.
+    """
+    return function(*arrays)
+
+
+@forward_first.defjvp
+def _along(function, primals, tangents):
+    parts = [function(*primals[:place], tangent, *primals[place + 1:])
+             for place, tangent in enumerate(tangents) if tangent.dtype != jax.dtypes.float0]
+    return function(*primals), functools.reduce(jnp.add, parts)
 
 
 def torch_uniform(fan_in: int):

@@ -98,7 +98,7 @@ def bilevel(
 
     Raises:
       ValueError: unknown `gradient`; `inner_steps` or `radius` not positive; K > 1 with a form
-        that has one inner step; `virtual` or `remat` where nothing is unrolled.
+        that has one inner step; an option of another `gradient`.
     """
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}.")

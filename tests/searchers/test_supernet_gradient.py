@@ -1,4 +1,4 @@
-"""The exact second order on a real supernet: its two forms, and a step without recompilation."""
+"""The exact second order on a real supernet: its forms, and a step without recompilation."""
 
 import functools
 
